@@ -1,0 +1,1 @@
+"""Typed run configurations and the command lines made from them."""

@@ -1,0 +1,70 @@
+"""How training clips are cut and altered."""
+
+from dataclasses import dataclass
+
+from mg.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How training clips are cut and altered (Movie Gen, section 3.1.1 and appendix).
+
+    Attributes:
+        size: (H, W) of the result in pixels.
+        num_frames: frames of a video clip.
+        batch_size: clips per batch.
+        image_ratio: share of the batches that are one-frame images, 0 to 1; 0.25 is the paper's 1 : 3.
+        random_crop: cut anywhere; otherwise in the centre.
+        min_scale: the short side is scaled to between `size` and `size / min_scale` before the cut, never enlarged for
+            it; 1.0 keeps as much of the picture as fits.
+        flip: mirror half of the clips left to right.
+        time_flip: play half of the clips backwards.
+        max_stride: take every n-th frame, n from 1 to this (and no more than the clip is long enough for).
+        transpose: turn clips by 0, 90, 180 or 270 degrees, for square sizes.
+        grayscale_prob: share of the clips that lose their colour, 0 to 1.
+        color_jitter: brightness, contrast and saturation change by up to this share, 0 to 1.
+        frame_lengths: clip lengths to draw from; shorter ones are padded to num_frames. None: always num_frames.
+        cache_short_side: shrink clips to this short side (pixels) before they are kept in memory.
+        seed: of the order and of everything drawn.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    size: tuple[int, int]
+    num_frames: int
+    batch_size: int
+    image_ratio: float = 0.0
+    random_crop: bool = True
+    min_scale: float = 1.0
+    flip: bool = True
+    time_flip: bool = False
+    max_stride: int = 1
+    transpose: bool = False
+    grayscale_prob: float = 0.0
+    color_jitter: float = 0.0
+    frame_lengths: tuple[int, ...] | None = None
+    cache_short_side: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        if len(self.size) != 2:
+            raise UserError(f"size: {self.size} must be two numbers, height and width in pixels")
+        if min(self.size) < 1:
+            raise UserError(f"size: {self.size} must be at least 1 in both directions")
+        for name in ("num_frames", "batch_size", "max_stride", "cache_short_side"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        for name in ("image_ratio", "grayscale_prob", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be between 0 and 1")
+        if self.seed < 0:
+            raise UserError(f"seed: {self.seed} must be at least 0")
+        if not 0 < self.min_scale <= 1:
+            raise UserError(f"min_scale: {self.min_scale} must be above 0 and at most 1")
+        if self.transpose and self.size[0] != self.size[1]:
+            raise UserError(f"transpose: only square clips can be turned, size is {self.size}; switch it off")
+        lengths = self.frame_lengths
+        if lengths is not None and not (lengths and all(1 <= length <= self.num_frames for length in lengths)):
+            raise UserError(f"frame_lengths: {lengths} must be lengths between 1 and num_frames ({self.num_frames})")

@@ -1,0 +1,96 @@
+"""The training loop's settings, the same for every model."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mg.errors import UserError
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{name}={value!r} must be {rule}")
+
+
+def _finite(value: float, low: float) -> bool:
+    return math.isfinite(value) and value >= low
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay on every trainable parameter; raises UserError for values out of range."""
+
+    lr: float = 1e-4
+    """Peak learning rate, above 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and the second moment, each in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment, above 0."""
+    weight_decay: float = 0.0
+    """Share of each weight taken off per step, times the learning rate; 0 is off."""
+    clip_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 is off."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(_finite(self.lr, 0) and self.lr > 0, "optimizer.lr", self.lr, "a finite number above 0")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "optimizer.betas", self.betas, "two numbers in [0, 1)",
+        )
+        _require(_finite(self.eps, 0) and self.eps > 0, "optimizer.eps", self.eps, "a finite number above 0")
+        for name in ("weight_decay", "clip_grad_norm"):
+            value = getattr(self, name)
+            _require(_finite(value, 0), f"optimizer.{name}", value, "a finite number, 0 (off) or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the steps; raises UserError for values out of range."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: hold the peak, or fall along half a cosine to end_lr at the last step."""
+    warmup_steps: int = 0
+    """The rate rises in a straight line and reaches the peak at this step; 0 is off."""
+    end_lr: float = 0.0
+    """Learning rate at the last step (cosine only)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _require(self.name in ("constant", "cosine"), "schedule.name", self.name, "'constant' or 'cosine'")
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 (off) or above")
+        _require(_finite(self.end_lr, 0), "schedule.end_lr", self.end_lr, "a finite number, 0 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """One training run; steps are optimizer steps, not micro-batches; raises UserError for values out of range."""
+
+    steps: int
+    """Optimizer steps of the whole run, resumed parts included."""
+    accumulation: int = 1
+    """Micro-batches per step; their gradients are averaged by number of valid elements."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, in [0, 1); 0 is off."""
+    log_every: int = 10
+    """Steps 1, log_every, 2 * log_every, ... and every skipped step go to metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Number of newest checkpoints kept."""
+    validate_every: int = 0
+    """Steps between validations; the last step is always validated; 0 is off."""
+    seed: int = 0
+    """Seed of the run; the data source draws from it."""
+    max_bad_steps: int = 10
+    """More non-finite steps in a row than this end the run."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("steps", "accumulation", "log_every", "save_every", "keep_last"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or above")
+        for name in ("validate_every", "max_bad_steps", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")

@@ -1,0 +1,1 @@
+"""Manifests, video files, transforms and training clips."""

@@ -1,0 +1,31 @@
+"""Errors that reach a user as one line, and the exit code each ends a command with."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's; the message names the option or file, the value and the remedy."""
+
+    exit_code = 2
+
+
+class NoGoodClip(UserError):
+    """Not one video of those given could be used."""
+
+    exit_code = 5
+
+
+class NumericalAbort(RuntimeError):
+    """Training met too many steps with NaN or Inf in a row."""
+
+    exit_code = 3
+
+
+class BadClip(ValueError):
+    """A video or image that cannot be used."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple:
+        # An exception is copied to another process by its message alone, which is not what __init__ takes.
+        return type(self), (self.path, self.reason)

@@ -1,0 +1,191 @@
+"""Factorised video convolutions: spatial (per frame) and temporal (per pixel), with fast resampling.
+
+All cells take and return (b, c, t, h, w). Temporal kernels keep the layout (out, in, 1, k) of the reference's weights.
+A spatial convolution folds time into the batch; a temporal one is a 2-D convolution with a (k, 1) kernel over
+(t, h*w), the formulation that was fastest in both directions.
+"""
+
+import mindspore.ops.operations as prim
+import numpy as np
+from jaxtyping import Float
+from mindspore import Parameter, Tensor, mint, nn
+
+from mg.ops.layout import SwapFrames
+from mg.ops.pad import pad_edge
+
+
+def _parameter(*shape: int, name: str) -> Parameter:
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
+
+
+_bias_add = prim.BiasAdd()
+
+
+def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    # Not `x + bias`: on the CPU a broadcast sum, like a transpose, keeps buffers of x's size until the graph ends.
+    return _bias_add(x, bias.astype(x.dtype))
+
+
+class SpatialConv(nn.Cell):
+    """2-D convolution of every frame, stride 1, zero padding that keeps the size.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: 1 or 3.
+        add_bias: False leaves the bias to the caller (who folds it into a later linear step).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, add_bias: bool = True) -> None:
+        super().__init__()
+        self.kernel, self.out_channels, self.add_bias = kernel, out_channels, add_bias
+        self.weight = _parameter(out_channels, in_channels, kernel, kernel, name="weight")
+        self.bias = _parameter(out_channels, name="bias")
+        self.conv = prim.Conv2D(out_channels, (kernel, kernel), pad_mode="pad", pad=(kernel // 2,) * 4)
+        self.fold, self.unfold = FoldTime(), UnfoldTime()
+
+    def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t h w"]:
+        b, c, t, h, w = x.shape
+        weight = self.weight.astype(x.dtype)
+        if self.kernel == 1:
+            y = self.conv(x.reshape(b, c, t * h, w), weight)  # (b, o, t*h, w)
+            y = _add_bias(y, self.bias) if self.add_bias else y
+            return y.reshape(b, self.out_channels, t, h, w)
+        y = self.conv(self.fold(x), weight)  # (b*t, o, h, w)
+        y = _add_bias(y, self.bias) if self.add_bias else y
+        return self.unfold(y, b)
+
+
+class FoldTime(nn.Cell):
+    """Make every frame an image of the batch: (b, c, t, h, w) to (b*t, c, h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swap = SwapFrames()
+
+    def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "bt c h w"]:
+        b, c, t, h, w = x.shape
+        return (x if t == 1 else self.swap(x)).reshape(b * t, c, h, w)
+
+
+class UnfoldTime(nn.Cell):
+    """Undo `FoldTime` for a batch of b videos: (b*t, c, h, w) to (b, c, t, h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swap = SwapFrames()
+
+    def construct(self, x: Float[Tensor, "bt c h w"], b: int) -> Float[Tensor, "b c t h w"]:
+        bt, c, h, w = x.shape
+        if bt == b:
+            return x.reshape(b, c, 1, h, w)
+        return self.swap(x.reshape(b, bt // b, c, h, w))
+
+
+class TemporalConv(nn.Cell):
+    """1-D convolution along time with replicate padding; the output has ceil(t / stride) frames.
+
+    Args:
+        channels: channels in and out.
+        kernel: 1 or 3.
+        stride: 1 or 2.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.channels, self.kernel, self.stride = channels, kernel, stride
+        self.weight = _parameter(channels, channels, 1, kernel, name="weight")
+        self.bias = _parameter(channels, name="bias")
+        self.conv = prim.Conv2D(channels, (kernel, 1), pad_mode="valid", stride=(stride, 1))
+        self.conv_frame = prim.Conv2D(channels, (1, 1))
+
+    def construct(
+        self, x: Float[Tensor, "b c t h w"], input_bias: Float[Tensor, " c"] | None = None
+    ) -> Float[Tensor, "b c t2 h w"]:
+        """Convolve; `input_bias`, a constant per channel that x still lacks, is added through the weights."""
+        b, c, t, h, w = x.shape
+        bias = self.bias
+        if input_bias is not None:
+            # Replicate padding repeats the constant too, so every output sees the sum of all taps of it.
+            bias = bias + mint.matmul(self.weight.sum(-1).reshape(c, c), input_bias.reshape(c, 1)).reshape(c)
+        weight = self.weight.astype(x.dtype)
+        if t == 1:  # every tap sees the same frame
+            y = self.conv_frame(x.reshape(b, c, h, w), weight.sum(-1, keepdims=True))
+            return _add_bias(y, bias).reshape(b, c, 1, h, w)
+        x = pad_edge(x, 2, self.kernel // 2, self.kernel // 2)
+        y = self.conv(x.reshape(b, c, x.shape[2], h * w), mint.permute(weight, (0, 1, 3, 2)))  # (b, c, t2, h*w)
+        return _add_bias(y, bias).reshape(b, c, -1, h, w)
+
+
+class SpatialDownsampleConv(nn.Cell):
+    """3x3 convolution with stride 2 on every frame; zero padding only at the right and the bottom."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = _parameter(channels, channels, 3, 3, name="weight")
+        self.bias = _parameter(channels, name="bias")
+        self.conv = prim.Conv2D(channels, (3, 3), pad_mode="pad", pad=(0, 1, 0, 1), stride=2)
+        self.fold, self.unfold = FoldTime(), UnfoldTime()
+
+    def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h2 w2"]:
+        y = self.conv(self.fold(x), self.weight.astype(x.dtype))
+        return self.unfold(_add_bias(y, self.bias), x.shape[0])
+
+
+def _upsampling_taps(weight: Tensor, axis: int) -> Tensor:
+    """Four taps of a transposed convolution with stride 2 that equals nearest x2, then the three taps of `weight`.
+
+    An input stands at two neighbouring enlarged positions, so output position 2i + d sees it through the taps
+    d = -1: last, d = 0: middle + last, d = 1: first + middle, d = 2: first.
+    """
+    first, middle, last = mint.split(weight, 1, axis)
+    return mint.cat((last, middle + last, first + middle, first), axis)
+
+
+class SpatialUpsampleConv(nn.Cell):
+    """Nearest x2 in height and width, then a 3x3 convolution, without ever building the enlarged input.
+
+    Both together are one transposed convolution with a 4x4 kernel and stride 2: 16 instead of 36 multiplications per
+    input position.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.weight = _parameter(channels, channels, 3, 3, name="weight")
+        self.bias = _parameter(channels, name="bias")
+        self.conv = prim.Conv2DTranspose(channels, (4, 4), pad_mode="pad", pad=(1, 1, 1, 1), stride=(2, 2))
+        self.fold, self.unfold = FoldTime(), UnfoldTime()
+
+    def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t 2*h 2*w"]:
+        b, c, t, h, w = x.shape
+        taps = _upsampling_taps(_upsampling_taps(self.weight.astype(x.dtype), 2), 3)
+        taps = mint.permute(taps, (1, 0, 2, 3))  # transposed convolutions have (in, out, 4, 4)
+        y = self.conv(self.fold(x), taps, (b * t, c, 2 * h, 2 * w))
+        return self.unfold(_add_bias(y, self.bias), b)
+
+
+class TemporalUpsampleConv(nn.Cell):
+    """Nearest x2 in time, then a 3-tap temporal convolution, without building the repeated frames.
+
+    Args:
+        channels: channels in and out.
+        zero_pad: True pads the repeated frames with zeros (the reference), False replicates the border (the paper).
+    """
+
+    def __init__(self, channels: int, zero_pad: bool = False) -> None:
+        super().__init__()
+        self.border = 0 if zero_pad else 1
+        self.weight = _parameter(channels, channels, 1, 3, name="weight")
+        self.bias = _parameter(channels, name="bias")
+        # A replicated frame in front and behind adds two output frames each, which the padding cuts off again.
+        rows = 1 + 2 * self.border
+        self.conv = prim.Conv2DTranspose(channels, (4, 1), pad_mode="pad", pad=(rows, rows, 0, 0), stride=(2, 1))
+
+    def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c 2*t h w"]:
+        b, c, t, h, w = x.shape
+        taps = _upsampling_taps(self.weight.astype(x.dtype), 3)  # (o, i, 1, 4)
+        taps = mint.permute(taps, (1, 0, 3, 2))  # (i, o, 4, 1)
+        x = pad_edge(x, 2, self.border, self.border)
+        y = self.conv(x.reshape(b, c, x.shape[2], h * w), taps, (b, c, 2 * t, h * w))
+        return _add_bias(y, self.bias).reshape(b, c, 2 * t, h, w)

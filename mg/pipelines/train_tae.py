@@ -1,0 +1,119 @@
+"""Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+
+from mg import device
+from mg.config.tae_train import TaeTrainConfig
+from mg.dataset.clips import ClipSource, Prefetcher
+from mg.dataset.manifest import Item, read_manifest, scan_folder
+from mg.dataset.transforms import resize_cover_crop, to_frames, to_tensor
+from mg.dataset.video import read_video
+from mg.errors import UserError
+from mg.metrics import psnr, ssim
+from mg.models.tae import PRESETS, TemporalAutoencoder
+from mg.models.tae.loading import metadata_of
+from mg.models.tae.loss import TaeLoss
+from mg.rng import stream
+from mg.trainers.loop import Trainer
+
+FINAL_WEIGHTS = "tae.safetensors"
+
+
+class NoisyClips:
+    """Adds to every batch of clips the noise that the latent is sampled with."""
+
+    def __init__(self, clips: ClipSource, network: TemporalAutoencoder, seed: int) -> None:
+        self._clips, self._network, self._seed = clips, network, seed
+
+    def batch(self, index: int) -> dict[str, np.ndarray | list[str]]:
+        """Return the clips of batch `index` with `noise` (b, z, t8, h8, w8); a pure function of the index."""
+        batch = self._clips.batch(index)
+        b, _, t, h, w = batch["video"].shape
+        shape = (b, self._network.config.z_channels, *self._network.latent_size(t, h, w))
+        batch["noise"] = stream(self._seed, "tae.noise", index).standard_normal(shape, np.float32)
+        return batch
+
+
+def _items(csv_path: str | None, video_folder: str | None) -> list[Item]:
+    if csv_path is not None:
+        return read_manifest(csv_path, video_folder)
+    if video_folder is None:
+        raise UserError("--csv_path and --video_folder are both missing; name a CSV of clips or a folder")
+    return scan_folder(video_folder)
+
+
+def validator(network: TemporalAutoencoder, items: Sequence[Item], size: int, frames: int) -> Callable[[int], dict]:
+    """Return a function that reconstructs fixed clips and gives the mean over clips of PSNR and SSIM.
+
+    Both on 8-bit frames (value range 255), from the latent's mean.
+    """
+    clips = []
+    for item in items:
+        video = read_video(item.path)[:frames]  # (t, h, w, 3)
+        clips.append(resize_cover_crop(video, (size, size)))
+
+    def validate(step: int) -> dict[str, float]:
+        network.set_train(False)
+        scores = []
+        for clip in clips:
+            x = Tensor(to_tensor(clip)[None])
+            _, mean, _ = network.encode(x)
+            y = to_frames(network.decode(mean, num_target_frames=len(clip)).asnumpy()[0])
+            scores.append((psnr(clip, y, 255.0), ssim(clip, y, 255.0)))
+        means = np.mean(scores, 0)
+        return {"val_psnr": float(means[0]), "val_ssim": float(means[1])}
+
+    return validate
+
+
+def train_tae(config: TaeTrainConfig) -> dict[str, object]:
+    """Train (or resume) and write `tae.safetensors` into the output folder.
+
+    Returns:
+        The last figures of training and validation.
+
+    Raises:
+        UserError: missing files or folders, or a checkpoint of another run in the output folder.
+    """
+    device.setup(config.device, config.mode)
+    network = TemporalAutoencoder(
+        PRESETS[config.model.preset],
+        pretrained=config.model.pretrained,
+        use_recompute=config.model.use_recompute,
+        dtype=config.model.dtype,
+        seed=config.train.seed,
+    )
+    loss = TaeLoss(network, **asdict(config.loss))
+    items = _items(config.csv_path, config.video_folder)
+    clips = NoisyClips(ClipSource(items, config.data), network, config.train.seed)
+
+    def batches(start: int) -> Iterator[dict]:
+        return Prefetcher(clips, start, config.prefetch, config.workers)
+
+    validate = None
+    valid = config.valid
+    if valid.csv_path is not None:
+        folder = valid.video_folder or config.video_folder
+        validate = validator(network, read_manifest(valid.csv_path, folder), valid.image_size, valid.num_frames)
+    trainer = Trainer(
+        network=network,
+        loss=loss,
+        batches=batches,
+        config=config.train,
+        output_path=config.output_path,
+        validate=validate,
+        fingerprint={
+            "model": asdict(network.config),
+            "loss": asdict(config.loss),
+            "data": asdict(config.data),
+            "clips": [item.name for item in items],
+        },
+    )
+    figures = trainer.fit()
+    trainer.export(Path(config.output_path) / FINAL_WEIGHTS, metadata_of(network.config), config.export_dtype)
+    return figures

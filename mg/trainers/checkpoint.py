@@ -1,0 +1,169 @@
+"""Checkpoints that exist completely or not at all.
+
+A checkpoint is a folder step-00001000 with its tensors, state.json and manifest.json (size and CRC of every file).
+It is written as step-00001000.tmp, each file synced, then renamed: the rename is the commit. LATEST only helps people;
+the reader takes the newest folder whose manifest holds.
+"""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mg.errors import UserError
+from mg.files import sync_folder, write_json, write_text
+from mg.log import get_logger
+from mg.weights import read_weights, write_weights
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One valid checkpoint: its folder, step and state.json."""
+
+    folder: Path
+    step: int
+    state: dict
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays saved as `name` ("model", "optimizer", "ema"); raises UserError if there are none."""
+        return read_weights(self.folder / f"{name}.safetensors")
+
+
+def step_folder(output: Path, step: int) -> Path:
+    """Return the folder of one step's checkpoint."""
+    return output / f"step-{step:08d}"
+
+
+def save(
+    output: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, np.ndarray]],
+    state: Mapping,
+    *,
+    keep_last: int,
+    hook: Callable[[str], None] = lambda point: None,
+) -> Path:
+    """Write one checkpoint, then delete all but the newest `keep_last`; return its folder.
+
+    tensors: file name without suffix -> arrays by name. An existing valid checkpoint of this step is left as it is.
+    hook: called with the name of each point passed (tests break off there).
+    Raises UserError where the disk refuses; what was begun is then removed.
+    """
+    final = step_folder(output, step)
+    if _is_complete(final):
+        return final
+    temporary = final.with_name(final.name + ".tmp")
+    remove_leftovers(output)
+    try:
+        temporary.mkdir(parents=True)
+        hook("folder")
+        for name, arrays in tensors.items():
+            write_weights(temporary / f"{name}.safetensors", arrays)
+            hook(name)
+        write_json(temporary / STATE, {"step": step, **state})
+        hook("state")
+        write_json(temporary / MANIFEST, {"files": [_entry(path) for path in sorted(temporary.iterdir())]})
+        hook("manifest")
+        if final.exists():  # a damaged checkpoint of this very step, passed over when the run resumed
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        hook("renamed")
+        sync_folder(output)
+        write_text(output / "LATEST", final.name + "\n")
+        hook("latest")
+    except (OSError, UserError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{final}: cannot write the checkpoint ({error.strerror or error}); "
+                        "free some space or choose another output folder") from error
+    _prune(output, keep_last)
+    return final
+
+
+def newest(output: Path) -> Checkpoint | None:
+    """Return the newest checkpoint whose files all have the size and CRC of its manifest, or None."""
+    for folder in _folders(output):
+        if _is_complete(folder, checksums=True):
+            state = json.loads((folder / STATE).read_text())
+            return Checkpoint(folder, state["step"], state)
+        get_logger().warning(f"{folder}: incomplete or damaged checkpoint passed over")
+    return None
+
+
+def remove_leftovers(output: Path) -> None:
+    """Delete half-written checkpoints of an earlier, interrupted run."""
+    for path in output.glob("step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_fingerprint(saved: Mapping, present: Mapping, folder: Path) -> None:
+    """Raise UserError naming every field in which the run that wrote `folder` differs from the present one."""
+    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(present))))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name, ...) != now.get(name, ...))
+    if names:
+        listed = ", ".join(f"{name} was {before.get(name)!r} is {now.get(name)!r}" for name in names)
+        raise UserError(f"{folder}: cannot resume, the run differs: {listed}; choose another output folder")
+
+
+def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _folders(output: Path) -> list[Path]:
+    """Return the committed step folders, newest first."""
+    if not output.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in output.iterdir() if (match := _FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _entry(path: Path) -> dict:
+    return {"name": path.name, "bytes": path.stat().st_size, "crc32": _crc32(path)}
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _is_complete(folder: Path, checksums: bool = False) -> bool:
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())["files"]
+        names = {entry["name"] for entry in entries}
+        return STATE in names and all(
+            (folder / entry["name"]).stat().st_size == entry["bytes"]
+            and (not checksums or _crc32(folder / entry["name"]) == entry["crc32"])
+            for entry in entries
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # no manifest, not JSON, or JSON of another make
+        return False
+
+
+def _prune(output: Path, keep_last: int) -> None:
+    complete = [folder for folder in _folders(output) if _is_complete(folder)]
+    for folder in complete[keep_last:]:
+        try:
+            # Renamed first: a deletion broken off half-way must not leave a folder that looks committed.
+            doomed = folder.with_name(folder.name + ".tmp")
+            os.rename(folder, doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            get_logger().warning(f"{folder}: old checkpoint not deleted ({error.strerror})")

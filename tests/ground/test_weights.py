@@ -1,0 +1,397 @@
+"""Weights files against other readers and writers, every kind of damage, and loading into a network."""
+
+import json
+import os
+import pickle
+import stat
+
+import mindspore as ms
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from mindspore import Parameter, Tensor, nn
+
+from mg.errors import UserError
+from mg.weights import check_finite, load_into, read_metadata, read_weights, write_weights
+
+FORMATS = pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
+
+
+def some_tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "a.weight": rng.standard_normal((4, 3, 2)).astype(np.float32).transpose(2, 0, 1),  # not contiguous
+        "scale": np.array(2.5, np.float32),
+        "half": rng.standard_normal(5).astype(np.float16),
+        "double": rng.standard_normal(5),
+        "steps": np.array([3, -(2**40)]),
+        "mask": np.array([True, False, True]),
+    }
+
+
+def assert_same(read: dict[str, np.ndarray], written: dict[str, np.ndarray]) -> None:
+    assert set(read) == set(written)
+    for name, array in written.items():
+        expected = array.astype(np.float32) if array.dtype.kind == "f" else array
+        assert read[name].dtype == expected.dtype and read[name].shape == expected.shape, name
+        np.testing.assert_array_equal(read[name], expected, err_msg=name)
+
+
+def message_of(call, *arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@FORMATS
+def test_what_is_written_reads_back(tmp_path, name):
+    metadata = {"mg.config": '{"ch": 32}', "note": "\u00e9"}
+    write_weights(tmp_path / name, some_tensors(), metadata)
+    assert_same(read_weights(tmp_path / name), some_tensors())
+    assert read_metadata(str(tmp_path / name)) == metadata
+    write_weights(tmp_path / name, some_tensors())
+    assert read_metadata(tmp_path / name) == {}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_other_readers_find_the_same(tmp_path):
+    written = {**some_tensors(), "none": np.zeros((0, 3), np.float32)}
+    write_weights(tmp_path / "w.safetensors", written, {"k": "v"})
+    assert_same(read_weights(tmp_path / "w.safetensors"), written)
+    assert_same(safetensors.numpy.load_file(tmp_path / "w.safetensors"), written)
+    by_torch = safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert_same({name: tensor.numpy() for name, tensor in by_torch.items()}, written)
+    written.pop("none")
+    write_weights(tmp_path / "w.ckpt", written)
+    by_mindspore = ms.load_checkpoint(str(tmp_path / "w.ckpt"))
+    assert_same({name: param.asnumpy() for name, param in by_mindspore.items()}, written)
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    tensors = some_tensors()
+    metadata = {str(number): "x" for number in range(20)}
+    write_weights(tmp_path / "a.safetensors", tensors, metadata)
+    write_weights(
+        tmp_path / "b.safetensors", dict(reversed(tensors.items())), dict(reversed(metadata.items()))
+    )
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_tensors_are_aligned_for_their_types(tmp_path):
+    write_weights(tmp_path / "w.safetensors", some_tensors())
+    data = (tmp_path / "w.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    widths = {"F32": 4, "F16": 2, "I64": 8, "BOOL": 1}
+    for entry in json.loads(data[8 : 8 + size]).values():
+        assert (8 + size + entry["data_offsets"][0]) % widths[entry["dtype"]] == 0
+
+
+@FORMATS
+def test_fp16_halves_the_file_and_rounds_once(tmp_path, name):
+    tensors = {"w": np.random.default_rng(1).standard_normal(1000).astype(np.float32), "i": np.array([2**40])}
+    write_weights(tmp_path / name, tensors, dtype="fp16")
+    read = read_weights(tmp_path / name)
+    np.testing.assert_array_equal(read["w"], tensors["w"].astype(np.float16).astype(np.float32))
+    assert read["w"].dtype == np.float32 and read["i"][0] == 2**40
+    assert 2000 < (tmp_path / name).stat().st_size < 2400
+    assert "w has values beyond 65504, the limit of float16" in message_of(
+        write_weights, tmp_path / "x.safetensors", {"w": np.array([1.0, 7e4])}, dtype="fp16"
+    )
+    assert not (tmp_path / "x.safetensors").exists()
+    write_weights(tmp_path / name, {"w": np.array([np.inf, np.nan])}, dtype="fp16")  # what was not finite may stay so
+    assert np.isinf(read_weights(tmp_path / name)["w"][0])
+
+
+def test_bf16_widens_to_what_torch_says(tmp_path):
+    values = torch.cat([torch.randn(1000) * 100, torch.tensor([0.0, -0.0, 1e-40, 3e38, torch.inf, -torch.inf])])
+    tensors = {"x": values.bfloat16().reshape(2, -1), "y": torch.tensor(1.5).bfloat16()}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
+    read = read_weights(tmp_path / "w.safetensors")
+    for name, tensor in tensors.items():
+        assert read[name].dtype == np.float32
+        np.testing.assert_array_equal(read[name].view(np.uint32), tensor.float().numpy().view(np.uint32))
+
+
+def test_bf16_from_mindspore(tmp_path):
+    values = np.array([1.5, -2.0, 0.0078125], np.float32)
+    ms.save_checkpoint([{"name": "x", "data": Tensor(values, ms.bfloat16)}], str(tmp_path / "w.ckpt"))
+    read = read_weights(tmp_path / "w.ckpt")["x"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values)
+    write_weights(tmp_path / "w.safetensors", {"x": Tensor(values, ms.bfloat16).asnumpy()})
+    np.testing.assert_array_equal(read_weights(tmp_path / "w.safetensors")["x"], values)
+
+
+def test_numbers_that_a_trainer_appended_to_a_ckpt_are_no_tensors(tmp_path):
+    appended = {"epoch": 3, "rate": 0.5, "note": "x"}
+    entries = [{"name": "w", "data": Tensor(np.ones(2, np.float32))}]
+    ms.save_checkpoint(entries, str(tmp_path / "w.ckpt"), append_dict=appended)
+    assert "w" in read_weights(tmp_path / "w.ckpt") and "note" not in read_weights(tmp_path / "w.ckpt")
+    assert read_metadata(tmp_path / "w.ckpt") == {"note": "x"}
+
+
+def test_a_ckpt_can_be_replaced_by_its_owner(tmp_path):
+    write_weights(tmp_path / "w.ckpt", {"w": np.ones(2)})
+    assert stat.S_IMODE((tmp_path / "w.ckpt").stat().st_mode) == 0o644
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    write_weights(tmp_path / "w.safetensors", {"w": np.ones(2)})
+
+    def full(handle):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = message_of(write_weights, tmp_path / "w.safetensors", {"w": np.zeros(2)})
+    assert "w.safetensors" in said and "the disk is full" in said
+    assert read_weights(tmp_path / "w.safetensors")["w"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "options", "expected"),
+    [
+        ("w.pth", {}, {}, "weights are written as .safetensors or .ckpt"),
+        ("w.safetensors", {}, {"dtype": "bf16"}, "dtype=bf16: weights are stored as fp32 or fp16"),
+        ("w.safetensors", {"z": np.ones(2, np.complex64)}, {}, "z is complex64, which .safetensors cannot hold"),
+        ("w.safetensors", {"z": np.array([1e300])}, {}, "z has values beyond 3.40282e+38, the limit of float32"),
+        ("w.ckpt", {"z": np.zeros((0, 2))}, {}, "z is empty, which .ckpt cannot hold"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, name, tensors, options, expected):
+    said = message_of(write_weights, tmp_path / name, tensors, **options)
+    assert expected in said and name.split(".")[1] in said
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- damage
+
+
+def damaged(data: bytes) -> dict[str, bytes]:
+    return {
+        "one byte short": data[:-1],
+        "half": data[: len(data) // 2],
+        "empty": b"",
+        "cut in the length": data[:5],
+        "one byte more": data + b"x",
+        "flipped header": data[:12] + bytes([data[12] ^ 0xFF]) + data[13:],
+        "huge header": b"\xff" * 8 + data[8:],
+        "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    }
+
+
+DAMAGE = list(damaged(bytes(16)))
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("read", [read_weights, read_metadata])
+def test_a_damaged_safetensors_is_named(tmp_path, kind, read):
+    path = tmp_path / "w.safetensors"
+    write_weights(path, {"w": np.ones(100), "v": np.ones(3)})
+    path.write_bytes(damaged(path.read_bytes())[kind])
+    assert message_of(read, path).startswith(f"{path}: damaged or incomplete (")
+
+
+@pytest.mark.parametrize("kind", ["one byte short", "half", "empty", "text", "zeros"])
+def test_a_damaged_ckpt_is_named(tmp_path, kind):
+    path = tmp_path / "w.ckpt"
+    write_weights(path, {"w": np.ones(100), "v": np.ones(3)})
+    path.write_bytes({**damaged(path.read_bytes()), "zeros": bytes(100)}[kind])
+    assert message_of(read_weights, path).startswith(f"{path}: damaged, or not a checkpoint of MindSpore (")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (self.target,))
+
+    def __init__(self, target):
+        self.target = target
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"])
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_never_run(tmp_path, suffix, writer):
+    path, target = tmp_path / f"w{suffix}", str(tmp_path / "ran")
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps({"w": Bomb(target)}))
+    else:
+        torch.save({"w": Bomb(target)}, path)
+    said = message_of(read_weights, path)
+    assert said.startswith(f"{path}: ") and "pickle" in said and said.endswith("convert it to .safetensors first")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_and_an_unknown_kind(tmp_path):
+    assert message_of(read_weights, tmp_path / "no.safetensors").endswith("there is no such file; check the path")
+    (tmp_path / "w.npz").write_bytes(b"x")
+    assert "w.npz: unknown kind of weights; give .safetensors" in message_of(read_weights, tmp_path / "w.npz")
+
+
+def test_an_unsupported_type_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"q": torch.zeros(2, dtype=torch.float8_e4m3fn)}, path)
+    assert message_of(read_weights, path) == f"{path}: q is F8_E4M3, which is not supported; convert it to F32"
+
+
+# ---- folders and shards
+
+
+def write_shards(folder, weight_map=None, **more):
+    first, second = {"a": np.arange(3.0), "b": np.ones((2, 2))}, {"c": np.array([7])}
+    write_weights(folder / "m-1.safetensors", first)
+    write_weights(folder / "m-2.safetensors", second)
+    weight_map = weight_map or {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
+    index = folder / "m.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map, **more}))
+    return index, {**first, **second}
+
+
+def test_shards_are_read_through_the_index_or_the_folder(tmp_path):
+    index, tensors = write_shards(tmp_path)
+    assert_same(read_weights(index), tensors)
+    assert_same(read_weights(tmp_path), tensors)
+    assert read_metadata(tmp_path) == {}
+
+
+def test_a_folder_with_one_file(tmp_path):
+    (tmp_path / ".w.1.tmp.safetensors").write_bytes(b"a half-written neighbour")
+    assert "a folder without weights" in message_of(read_weights, tmp_path)
+    write_weights(tmp_path / "w.ckpt", {"w": np.ones(1)})
+    assert read_weights(tmp_path)["w"].tolist() == [1]
+    write_weights(tmp_path / "w.safetensors", {"w": np.zeros(1)})
+    assert read_weights(tmp_path)["w"].tolist() == [0]
+    write_weights(tmp_path / "v.safetensors", {"w": np.zeros(1)})
+    assert message_of(read_weights, tmp_path).endswith("it holds v.safetensors, w.safetensors; name one of them")
+
+
+@pytest.mark.parametrize("shard", ["../m-1.safetensors", "x/m-1.safetensors", "/m-1.safetensors", "..", "", 3, "a\\b"])
+def test_an_index_leads_nowhere_else(tmp_path, shard):
+    (tmp_path / "x").mkdir()
+    for folder in (tmp_path, tmp_path / "x"):
+        write_weights(folder / "m-1.safetensors", {"a": np.ones(1)})
+    index, _ = write_shards(tmp_path / "x", {"a": shard})
+    said = message_of(read_weights, index)
+    assert said.startswith(f"{index}: ") and repr(shard) in said
+
+
+def test_a_shard_that_is_a_pickle_is_not_opened(tmp_path):
+    (tmp_path / "m-1.bin").write_bytes(pickle.dumps(Bomb(str(tmp_path / "ran"))))
+    index, _ = write_shards(tmp_path, {"a": "m-1.bin"})
+    assert "the shard 'm-1.bin' is not .safetensors" in message_of(read_weights, index)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_shard_and_a_missing_tensor_are_named(tmp_path):
+    index, _ = write_shards(tmp_path, {"a": "m-1.safetensors", "z": "m-2.safetensors"})
+    assert "m-2.safetensors: the index promises the tensor z" in message_of(read_weights, index)
+    (tmp_path / "m-2.safetensors").unlink()
+    assert message_of(read_weights, index) == f"{index}: the shard m-2.safetensors is not beside it; fetch it too"
+
+
+BROKEN = ["", "{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": ["b"]}}', "\udcff"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_damaged_index_is_named(tmp_path, text):
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert message_of(read_weights, index).startswith(f"{index}: not an index of shards (")
+
+
+# ---- checks and loading
+
+
+def test_nan_and_infinity_are_named():
+    good = {"a": np.ones(3, np.float32), "i": np.array([1]), "none": np.zeros(0, np.float32)}
+    check_finite(good, "w.safetensors")
+    bad = {**good, "b": np.array([1, np.nan]), "c": np.array([[np.inf]]), "d": np.array(-np.inf, np.float16)}
+    said = message_of(check_finite, bad, "w.safetensors")
+    assert said.startswith("w.safetensors: NaN or infinity in b, c, d; ")
+    many = {f"t{number:02d}": np.array([np.nan]) for number in range(25)}
+    assert "t19 and 5 more" in message_of(check_finite, many, "w.safetensors")
+
+
+class Net(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Dense(3, 2)
+        self.scale = Parameter(Tensor(1.0, ms.float32), name="scale")
+        self.half = Parameter(Tensor(np.zeros(2), ms.float16), name="half")
+        self.brain = Parameter(Tensor(np.zeros(2), ms.bfloat16), name="brain")
+        self.steps = Parameter(Tensor(np.zeros(1), ms.int32), name="steps")
+
+    def construct(self, x):
+        return self.layer(x) * self.scale
+
+
+def tensors_for_net() -> dict[str, np.ndarray]:
+    return {
+        "layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "layer.bias": np.array([10.0, 20.0], np.float32),
+        "scale": np.array(2.0, np.float32),
+        "half": np.array([0.1, 0.2], np.float32),
+        "brain": np.array([1.5, -3.0], np.float32),
+        "steps": np.array([7]),
+    }
+
+
+def test_loading_sets_values_in_each_parameters_type():
+    net = Net()
+    before = {name: param.dtype for name, param in net.parameters_and_names()}
+    load_into(net, tensors_for_net(), path="w.safetensors")
+    assert {name: param.dtype for name, param in net.parameters_and_names()} == before
+    for name, param in net.parameters_and_names():
+        expected = tensors_for_net()[name].astype(np.float16 if name == "half" else np.float32)
+        np.testing.assert_array_equal(param.asnumpy().astype(np.float32), expected.astype(np.float32), err_msg=name)
+    y = net(Tensor(np.ones((1, 3), np.float32))).asnumpy()
+    np.testing.assert_array_equal(y, [[2 * (0 + 1 + 2 + 10), 2 * (3 + 4 + 5 + 20)]])
+
+
+def test_loading_into_a_compiled_network_takes_effect():
+    net, x = Net(), Tensor(np.ones((1, 3), np.float32))
+    net(x)
+    load_into(net, tensors_for_net(), path="w.safetensors")
+    assert net(x).asnumpy().tolist() == [[26, 64]]
+
+
+def test_loading_does_not_share_memory_with_the_arrays():
+    net, tensors = Net(), tensors_for_net()
+    load_into(net, tensors, path="w.safetensors")
+    tensors["layer.bias"][:] = 0
+    assert net.layer.bias.asnumpy().tolist() == [10, 20]
+
+
+def test_prefixes_are_stripped_and_dead_tensors_ignored():
+    net = Net()
+    tensors = {f"wrap.{name.replace('layer.', 'layer._backbone.')}": a for name, a in tensors_for_net().items()}
+    tensors["wrap.layer.dead.weight"] = np.ones(1)
+    options = {"ignore": [r"layer\.dead\..*"], "strip": ["wrap.", "_backbone."]}
+    load_into(net, tensors, path="w.safetensors", **options)
+    assert net.layer.bias.asnumpy().tolist() == [10, 20]
+    tensors["layer.dead.weight.too"] = np.ones(1)
+    tensors["the.layer.dead.weight"] = np.ones(1)  # a pattern is for the whole name
+    assert "1 unexpected: the.layer.dead.weight;" in message_of(load_into, net, tensors, path="w", **options)
+
+
+def test_two_tensors_of_one_name_are_refused():
+    tensors = {**tensors_for_net(), "wrap.scale": np.array(9.0)}
+    said = message_of(load_into, Net(), tensors, path="w.ckpt", strip=["wrap."])
+    assert said == "w.ckpt: two tensors are called scale without their prefixes; remove wrap.scale from it"
+
+
+def test_all_that_does_not_fit_is_one_message_and_nothing_is_set():
+    net, tensors = Net(), tensors_for_net()
+    before = {name: param.asnumpy().copy() for name, param in net.parameters_and_names()}
+    tensors["layer.weight"] = tensors["layer.weight"].T
+    tensors["scale"] = tensors["scale"].reshape(1)
+    del tensors["half"]
+    tensors.update({f"extra{number:02d}": np.ones(1) for number in range(23)})
+    said = message_of(load_into, net, tensors, path="w.safetensors")
+    assert said.startswith("w.safetensors: does not fit this network; 1 missing: half; 23 unexpected: extra00, extra01")
+    assert "extra19 and 3 more; 2 of another shape: " in said and "extra20" not in said
+    assert "layer.weight (3, 2) instead of (2, 3)" in said and "scale (1,) instead of ()" in said
+    for name, param in net.parameters_and_names():
+        np.testing.assert_array_equal(param.asnumpy(), before[name])
