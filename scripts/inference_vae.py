@@ -2,23 +2,30 @@
 
 from mg.config import cli
 from mg.config.reconstruct import ReconstructConfig
+from mg.pipelines.interrupts import held, sigterm_as_ctrl_c
 
 
 def main(argv: list[str]) -> None:
     """Parse, reconstruct, report."""
     config = cli.parse(ReconstructConfig, argv, description=__doc__)
-    from mg.pipelines.reconstruct import reconstruct  # after parsing: this imports MindSpore
+    with held():
+        from mg.pipelines.reconstruct import reconstruct  # after parsing: this imports MindSpore
 
-    report = reconstruct(config)
-    width = max(len(row["video"]) for row in report["clips"])
+    with sigterm_as_ctrl_c():
+        report = reconstruct(config)
+    width = max(len(row["video"]) for row in (*report["clips"], *report["bad"]))
     for row in report["clips"]:
-        print(f"{row['video']:<{width}}  {row['frames']:4d} x {row['height']} x {row['width']}"
-              f"  PSNR {row['psnr']} dB  SSIM {row['ssim']}")
+        print(f"{row['video']:<{width}}  {row['frames']:4d} x {row['height']} x {row['width']}  {_figures(row)}")
     for row in report["bad"]:
         print(f"{row['video']:<{width}}  skipped: {row['error']}")
-    mean = report["mean"]
-    print(f"{'mean':<{width}}  PSNR {mean['psnr']} dB  SSIM {mean['ssim']}")
+    print(f"{'mean':<{width}}  {_figures(report['mean'])}")
     print(f"videos, pictures and metrics are in {config.output_path}")
+
+
+def _figures(row: dict) -> str:
+    # None: of equal clips (infinite), or of frames smaller than the SSIM's window.
+    psnr, ssim = ("-" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in (("psnr", 2), ("ssim", 4)))
+    return f"PSNR {psnr} dB  SSIM {ssim}"
 
 
 if __name__ == "__main__":

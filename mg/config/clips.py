@@ -15,8 +15,9 @@ class ClipSettings:
         batch_size: clips per batch.
         image_ratio: share of the batches that are one-frame images, 0 to 1; 0.25 is the paper's 1 : 3.
         random_crop: cut anywhere; otherwise in the centre.
-        min_scale: the short side is scaled to between `size` and `size / min_scale` before the cut, never enlarged for
-            it; 1.0 keeps as much of the picture as fits.
+        min_scale: with max_scale: the short side is scaled to between `size / max_scale` and `size / min_scale` before
+            the cut, never enlarged for it; 1.0 and 1.0 keep as much of the picture as fits.
+        max_scale: see min_scale.
         flip: mirror half of the clips left to right.
         time_flip: play half of the clips backwards.
         max_stride: take every n-th frame, n from 1 to this (and no more than the clip is long enough for).
@@ -37,6 +38,7 @@ class ClipSettings:
     image_ratio: float = 0.0
     random_crop: bool = True
     min_scale: float = 1.0
+    max_scale: float = 1.0
     flip: bool = True
     time_flip: bool = False
     max_stride: int = 1
@@ -61,8 +63,9 @@ class ClipSettings:
                 raise UserError(f"{name}: {getattr(self, name)} must be between 0 and 1")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed} must be at least 0")
-        if not 0 < self.min_scale <= 1:
-            raise UserError(f"min_scale: {self.min_scale} must be above 0 and at most 1")
+        if not 0 < self.min_scale <= self.max_scale <= 1:
+            scales = f"{self.min_scale} and {self.max_scale}"
+            raise UserError(f"min_scale and max_scale: {scales} must be above 0, at most 1 and in this order")
         if self.transpose and self.size[0] != self.size[1]:
             raise UserError(f"transpose: only square clips can be turned, size is {self.size}; switch it off")
         lengths = self.frame_lengths

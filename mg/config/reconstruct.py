@@ -15,13 +15,13 @@ class ReconstructConfig:
     video_path: str | None = None
     """One video or picture."""
     csv_path: str | None = None
-    """CSV with the clips; without it and video_path: everything in video_folder."""
+    """CSV with the clips; without it and video_path: everything in video_folder, apart from output_path inside it."""
     video_folder: str | None = None
-    """Folder that the CSV's paths start from."""
+    """Folder that the CSV's paths start from; none: the CSV's own."""
     video_column: str = "video"
     """Column of the CSV that holds the paths."""
     output_path: str = "outputs/reconstruction"
-    """Folder for videos, pictures and metrics."""
+    """Folder for videos, pictures and metrics; originals in it are never overwritten."""
     num_frames: int | None = None
     """Frames from the start of each clip; none: the whole video. A shorter clip keeps its length."""
     image_size: int | None = None

@@ -57,6 +57,12 @@ class TaeValidationConfig:
     num_frames: int = 16
     """Frames from the start of each clip."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, least in (("image_size", 11), ("num_frames", 1)):  # SSIM has a window of 11 pixels
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaeTrainConfig:
@@ -83,3 +89,9 @@ class TaeTrainConfig:
     data: ClipSettings = field(default_factory=lambda: ClipSettings(size=(256, 256), num_frames=16, batch_size=1))
     train: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=1000))
     valid: TaeValidationConfig = field(default_factory=TaeValidationConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("prefetch", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")

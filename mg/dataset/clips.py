@@ -176,7 +176,8 @@ def _augment(frames: np.ndarray, settings: ClipSettings, draw: np.ndarray) -> np
     h, w = frames.shape[1:3]
     shrink = min(h / settings.size[0], w / settings.size[1])  # below 1 the source is enlarged anyway
     widest = max(1.0, min(1.0 / settings.min_scale, shrink))
-    window = 1.0 / (1.0 + draw[3] * (widest - 1.0))
+    narrowest = min(1.0 / settings.max_scale, widest)
+    window = 1.0 / (narrowest + draw[3] * (widest - narrowest))
     position = (float(draw[4]), float(draw[5])) if settings.random_crop else (0.5, 0.5)
     frames = crop_resize(frames, settings.size, window, position)
     if settings.flip and draw[6] < 0.5:

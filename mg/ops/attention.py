@@ -24,6 +24,10 @@ def attention(
     """
     b, heads, n, d = q.shape
     m = k.shape[2]
+    if m == 1:
+        # The softmax of one score is 1. Besides, once the CPU's softmax has had an axis of 1, its gradient in PyNative
+        # is wrong for all later shapes.
+        return v if n == 1 else mint.broadcast_to(v, (b, heads, n, d))
     scale = float(d) ** -0.5
     k_t = mint.permute(k, (0, 1, 3, 2))  # (b, heads, d, m)
     if b * heads * n * m <= MAX_SCORES:

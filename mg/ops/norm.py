@@ -41,6 +41,8 @@ class GroupNorm(nn.Cell):
         self.beta = Parameter(Tensor(np.zeros(channels, np.float32)), name="beta")
         # The kernel updates running statistics in place; momentum 0 leaves them, and the constants they are, alone.
         self.normalise = prim.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
+        # Being such an operator, it must not be recomputed: the graph would have a circle and not compile.
+        self.normalise.recompute(False)
         self.affine = prim.Conv2D(channels, (1, 1), group=channels)
         self.shift = prim.BiasAdd()
 

@@ -3,10 +3,10 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,11 @@ from mg.models.tae.loading import from_checkpoint
 from mg.pipelines.pictures import contact_sheet, difference, side_by_side, write_png
 
 VALUE_RANGE = 255.0
-COLUMNS = ("video", "frames", "height", "width", "fps", "psnr", "ssim", "error")
+COLUMNS = ("video", "frames", "height", "width", "fps", "psnr", "ssim", "value_range", "error")
+ENDINGS = (".mp4", ".png", "_compare.mp4", "_sheet.png")
+FASTEST = 1000
+"""Frames per second that a video can be written with."""
+SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,15 @@ def clips_of(config: ReconstructConfig) -> list[Item]:
         return [Item(path=path, name=path.name, caption=None, row=0)]
     if config.csv_path is not None:
         return read_manifest(config.csv_path, config.video_folder or Path(config.csv_path).parent, config.video_column)
-    return scan_folder(config.video_folder)
+    items = scan_folder(config.video_folder)
+    folder, output = os.path.realpath(config.video_folder), os.path.realpath(config.output_path)
+    if Path(folder) not in Path(output).parents:
+        return items
+    # The results of an earlier run are no clips, though they lie below the folder.
+    items = [item for item in items if Path(output) not in Path(os.path.realpath(item.path)).parents]
+    if not items:
+        raise UserError(f"video_folder: {folder} holds no video outside of --output_path {output}; put clips there")
+    return items
 
 
 def read_clip(item: Item, num_frames: int | None, image_size: int | None) -> Clip:
@@ -61,12 +73,18 @@ def read_clip(item: Item, num_frames: int | None, image_size: int | None) -> Cli
     Raises:
         BadClip: missing, unreadable, truncated or without a picture.
     """
-    if not item.path.is_file():
+    try:
+        there = item.path.is_file()
+    except OSError as error:  # a part of the path is longer than a name may be, or not ours to look into
+        raise BadClip(item.path, f"cannot be read ({error.strerror})") from error
+    if not there:
         raise BadClip(item.path, "no such file")
     if item.is_image:
         frames, fps = read_image(item.path), None
     else:
         info = probe(item.path)
+        if info.fps > FASTEST:
+            raise BadClip(item.path, f"has {float(info.fps):g} frames per second; at most {FASTEST} can be written")
         count = info.num_frames if num_frames is None else min(num_frames, info.num_frames)
         frames, fps = read_video(item.path, range(count)), info.fps
     if image_size is not None:
@@ -83,10 +101,15 @@ def reconstruct_frames(network: TemporalAutoencoder, frames: Sequence[np.ndarray
 
     Returns:
         Reconstructions of the same shapes, uint8.
+
+    Raises:
+        UserError: the network gives NaN or infinity.
     """
     x = Tensor(np.stack([to_tensor(clip) for clip in frames]))  # (b, 3, t, h, w)
     _, mean, _ = network.encode(x)
     y = network.decode(mean, num_target_frames=x.shape[2]).asnumpy()
+    if not np.isfinite(y).all():
+        raise UserError("the network gives NaN or infinity for a clip; use dtype=fp32, or other weights")
     return [to_frames(clip) for clip in y]
 
 
@@ -97,8 +120,9 @@ def _batches(items: Sequence[Item], config: ReconstructConfig, bad: list[dict]) 
         try:
             clip = read_clip(item, config.num_frames, config.image_size)
         except BadClip as error:
-            get_logger().warning("skipped %s", error)
-            bad.append({"video": item.name, "error": error.reason})
+            with tqdm.external_write_mode():
+                get_logger().warning("skipped %s", error)
+            bad.append({"video": _printable(item.name), "error": error.reason})
             continue
         if group and (len(group) == config.batch_size or group[0].frames.shape != clip.frames.shape):
             yield group
@@ -108,19 +132,30 @@ def _batches(items: Sequence[Item], config: ReconstructConfig, bad: list[dict]) 
         yield group
 
 
-def _stems(items: Sequence[Item]) -> dict[int, str]:
-    """One output name per row: the path without its suffix, folders joined, numbered where two would be alike."""
-    stems: dict[int, str] = {}
-    taken: set[str] = set()
+def _stems(items: Sequence[Item], folder: Path) -> list[str]:
+    """Name each item's outputs: its path without suffix, folders joined, numbered where a file would be taken.
+
+    Taken are the outputs of the other items and the clips themselves: an original is never overwritten.
+    """
+    taken = {os.path.realpath(item.path) for item in items}
+    taken |= {os.path.join(os.path.realpath(item.path.parent), item.path.name) for item in items}  # a link itself
+    root, stems = os.path.realpath(folder), []
     for item in items:
-        parts = [part for part in Path(item.name).with_suffix("").parts if part not in ("/", "..", ".")]
-        stem = base = "__".join(parts)
-        number = 2
-        while stem in taken:
+        path = Path(item.name)
+        parts = [part for part in (*path.parent.parts, path.stem) if part not in ("/", "..", ".", "")]
+        # 200 bytes: the longest name of an output, with number and ending, fits into the 255 of a file system.
+        base = "__".join(parts).encode("utf-8", "replace")[-200:].decode("utf-8", "ignore") or "clip"
+        stem, number = base, 2
+        while taken & (files := {os.path.join(root, stem + ending) for ending in ENDINGS}):
             stem, number = f"{base}-{number}", number + 1
-        taken.add(stem)
-        stems[id(item)] = stem
+        taken |= files
+        stems.append(stem)
     return stems
+
+
+def _printable(name: str) -> str:
+    """Write the bytes of a file name that are no UTF-8 as escapes, for terminals and JSON."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write(clip: Clip, result: np.ndarray, stem: Path, save_vis: bool) -> None:
@@ -142,14 +177,15 @@ def _write(clip: Clip, result: np.ndarray, stem: Path, save_vis: bool) -> None:
 
 def _row(clip: Clip, result: np.ndarray) -> dict:
     t, h, w, _ = clip.frames.shape
+    fits = min(h, w) >= SSIM_WINDOW
     return {
-        "video": clip.item.name,
+        "video": _printable(clip.item.name),
         "frames": t,
         "height": h,
         "width": w,
         "fps": round(float(clip.fps), 4) if clip.fps else None,
         "psnr": _finite(psnr(clip.frames, result, VALUE_RANGE)),
-        "ssim": _finite(ssim(clip.frames, result, VALUE_RANGE)),
+        "ssim": _finite(ssim(clip.frames, result, VALUE_RANGE)) if fits else None,
     }
 
 
@@ -170,7 +206,8 @@ def _write_metrics(folder: Path, config: ReconstructConfig, rows: list[dict], ba
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
-    writer.writerows([*rows, *bad])
+    figures = [*rows, {"video": "mean", **mean}]
+    writer.writerows([*({**row, "value_range": VALUE_RANGE} for row in figures), *bad])
     write_text(folder / "metrics.csv", text.getvalue())
     return report
 
@@ -190,27 +227,42 @@ def reconstruct(config: ReconstructConfig) -> dict:
     items = clips_of(config)
     folder = writable_folder(config.output_path, "--output_path")
     device.setup(config.device, config.mode)
-    network = from_checkpoint(
-        config.ckpt_path,
-        None if config.preset == "auto" else PRESETS[config.preset],
-        sample_deterministic=True,
-        use_tile=config.enable_tile,
-        dtype=config.dtype,
-    )
-    network.set_train(False)
+    network = _network(config)
     rows: list[dict] = []
     bad: list[dict] = []
-    stems = _stems(items)
-    with tqdm(total=len(items), unit="clip", desc="reconstructing") as progress:
+    places = {item.row: place for item, place in zip(items, enumerate(_stems(items, folder), start=1), strict=True)}
+    # No bar where nobody watches (a file, a pipe): a line per clip says how far it is.
+    with tqdm(total=len(items), unit="clip", desc="reconstructing", disable=None) as progress:
         for group in _batches(items, config, bad):
             results = reconstruct_frames(network, [clip.frames for clip in group])
             for clip, result in zip(group, results, strict=True):
-                _write(clip, result, folder / stems[id(clip.item)], config.save_vis)
+                number, stem = places[clip.item.row]
+                with tqdm.external_write_mode():  # an odd size is told while it is written
+                    _write(clip, result, folder / stem, config.save_vis)
                 rows.append(_row(clip, result))
+                if progress.disable:
+                    get_logger().info("clip %d of %d: %s done", number, len(items), rows[-1]["video"])
             progress.update(len(rows) + len(bad) - progress.n)
         progress.update(len(items) - progress.n)
     report = _write_metrics(folder, config, rows, bad)
     if not rows:
-        first = next(islice((f"{entry['video']}: {entry['error']}" for entry in bad), 1))
+        first = f"{bad[0]['video']}: {bad[0]['error']}"
         raise NoGoodClip(f"none of the {len(bad)} clips could be read ({first}); see {folder / 'metrics.json'}")
     return report
+
+
+def _network(config: ReconstructConfig) -> TemporalAutoencoder:
+    try:
+        network = from_checkpoint(
+            config.ckpt_path,
+            None if config.preset == "auto" else PRESETS[config.preset],
+            sample_deterministic=True,
+            use_tile=config.enable_tile,
+            dtype=config.dtype,
+        )
+    except UserError as error:
+        raise UserError(f"--ckpt_path {error}") from error
+    except (ValueError, TypeError, OSError) as error:  # metadata of another make; a name longer than names may be
+        raise UserError(f"--ckpt_path {config.ckpt_path}: not usable ({error}); give a file of this project") from error
+    network.set_train(False)
+    return network

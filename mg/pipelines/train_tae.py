@@ -1,27 +1,29 @@
 """Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
 
 from mg import device
+from mg.config import cli
 from mg.config.tae_train import TaeTrainConfig
 from mg.dataset.clips import ClipSource, Prefetcher
 from mg.dataset.manifest import Item, read_manifest, scan_folder
-from mg.dataset.transforms import resize_cover_crop, to_frames, to_tensor
-from mg.dataset.video import read_video
-from mg.errors import UserError
+from mg.errors import BadClip, UserError
+from mg.files import write_text
 from mg.metrics import psnr, ssim
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import metadata_of
 from mg.models.tae.loss import TaeLoss
+from mg.pipelines.reconstruct import VALUE_RANGE, read_clip, reconstruct_frames
 from mg.rng import stream
 from mg.trainers.loop import Trainer
 
 FINAL_WEIGHTS = "tae.safetensors"
+CONFIG_RECORD = "config.yaml"
 
 
 class NoisyClips:
@@ -41,7 +43,7 @@ class NoisyClips:
 
 def _items(csv_path: str | None, video_folder: str | None) -> list[Item]:
     if csv_path is not None:
-        return read_manifest(csv_path, video_folder)
+        return read_manifest(csv_path, video_folder or Path(csv_path).parent)
     if video_folder is None:
         raise UserError("--csv_path and --video_folder are both missing; name a CSV of clips or a folder")
     return scan_folder(video_folder)
@@ -50,29 +52,48 @@ def _items(csv_path: str | None, video_folder: str | None) -> list[Item]:
 def validator(network: TemporalAutoencoder, items: Sequence[Item], size: int, frames: int) -> Callable[[int], dict]:
     """Return a function that reconstructs fixed clips and gives the mean over clips of PSNR and SSIM.
 
-    Both on 8-bit frames (value range 255), from the latent's mean.
+    Clips, reconstructions and figures are those of `reconstruct`: 8-bit frames (value range 255), from the latent's
+    mean. A network that gives NaN or infinity has the figures NaN.
+
+    Raises:
+        UserError: a clip cannot be read.
     """
-    clips = []
-    for item in items:
-        video = read_video(item.path)[:frames]  # (t, h, w, 3)
-        clips.append(resize_cover_crop(video, (size, size)))
+    try:
+        clips = [read_clip(item, frames, size).frames for item in items]  # each (t, size, size, 3)
+    except BadClip as error:
+        raise UserError(f"valid.csv_path: {error}; take it off the list") from error
 
     def validate(step: int) -> dict[str, float]:
         network.set_train(False)
         scores = []
         for clip in clips:
-            x = Tensor(to_tensor(clip)[None])
-            _, mean, _ = network.encode(x)
-            y = to_frames(network.decode(mean, num_target_frames=len(clip)).asnumpy()[0])
-            scores.append((psnr(clip, y, 255.0), ssim(clip, y, 255.0)))
+            try:
+                result = reconstruct_frames(network, [clip])[0]
+            except UserError:
+                return {"val_psnr": math.nan, "val_ssim": math.nan}
+            scores.append((psnr(clip, result, VALUE_RANGE), ssim(clip, result, VALUE_RANGE)))
         means = np.mean(scores, 0)
         return {"val_psnr": float(means[0]), "val_ssim": float(means[1])}
 
     return validate
 
 
+def _network(config: TaeTrainConfig) -> TemporalAutoencoder:
+    model = config.model
+    try:
+        return TemporalAutoencoder(
+            PRESETS[model.preset],
+            pretrained=model.pretrained,
+            use_recompute=model.use_recompute,
+            dtype=model.dtype,
+            seed=config.train.seed,
+        )
+    except (UserError, OSError) as error:  # OSError: a name longer than names may be
+        raise UserError(f"model.pretrained: {error}") from error
+
+
 def train_tae(config: TaeTrainConfig) -> dict[str, object]:
-    """Train (or resume) and write `tae.safetensors` into the output folder.
+    """Train (or resume) and write `tae.safetensors` into the output folder, at the start `config.yaml`.
 
     Returns:
         The last figures of training and validation.
@@ -81,24 +102,20 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         UserError: missing files or folders, or a checkpoint of another run in the output folder.
     """
     device.setup(config.device, config.mode)
-    network = TemporalAutoencoder(
-        PRESETS[config.model.preset],
-        pretrained=config.model.pretrained,
-        use_recompute=config.model.use_recompute,
-        dtype=config.model.dtype,
-        seed=config.train.seed,
-    )
+    network = _network(config)
     loss = TaeLoss(network, **asdict(config.loss))
     items = _items(config.csv_path, config.video_folder)
     clips = NoisyClips(ClipSource(items, config.data), network, config.train.seed)
 
     def batches(start: int) -> Iterator[dict]:
+        # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
+        write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
         return Prefetcher(clips, start, config.prefetch, config.workers)
 
     validate = None
     valid = config.valid
     if valid.csv_path is not None:
-        folder = valid.video_folder or config.video_folder
+        folder = valid.video_folder or config.video_folder or Path(valid.csv_path).parent
         validate = validator(network, read_manifest(valid.csv_path, folder), valid.image_size, valid.num_frames)
     trainer = Trainer(
         network=network,

@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ch": 16,
         "ch_mult": [1, 1, 4, 8],
         "num_res_blocks": 1,
-        "norm_groups": 8,
+        "norm_groups": 2,
         "scaling_factor": 1.0,
         "shift_factor": 0.0,
     },

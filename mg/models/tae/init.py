@@ -13,9 +13,10 @@ INITIAL_LOGVAR = -6.0
 def initial_value(name: str, shape: tuple[int, ...], config: TaeConfig, seed: int) -> np.ndarray:
     """Value of one parameter before training.
 
-    Temporal convolutions pass frames through, the last projection of the temporal attention is zero unless the
-    configuration says otherwise (so that an inflated network equals the image autoencoder), other weights are uniform
-    with variance 1 / (3 fan_in), norms are the identity, biases zero.
+    The network starts as a nearly linear codec: the last convolution of every residual block is zero, so that only
+    the shortcuts and the changes of resolution act, and those keep the variance. The last projection of the temporal
+    attention is zero unless the configuration says otherwise. Temporal convolutions pass frames through, temporal
+    resampling averages neighbours. Norms are the identity, most biases zero.
     """
     if name.endswith("gamma"):
         return np.ones(shape, np.float32)
@@ -23,13 +24,19 @@ def initial_value(name: str, shape: tuple[int, ...], config: TaeConfig, seed: in
         # Start with little sampling noise: with variance 1 the first thousand steps would only learn to lower it.
         half = shape[0] // 2
         return np.concatenate([np.zeros(half), np.full(half, INITIAL_LOGVAR)]).astype(np.float32)
-    if len(shape) == 1:
+    if name.endswith(".conv_in.conv_temp.bias"):
+        # Group norm takes away a clip's overall level and contrast; channels with a constant of their own keep them.
+        return stream(seed, f"init.{name}").uniform(-1.0, 1.0, shape).astype(np.float32)
+    if len(shape) == 1 or name.endswith(".conv2.conv_temp.weight"):
         return np.zeros(shape, np.float32)
-    if ".conv_temp." in name or "sample_temp." in name:
+    if "sample_temp." in name:
+        return identity_taps(shape[0], 3) * 0.5 + np.roll(identity_taps(shape[0], 3), 1, -1) * 0.25 \
+            + np.roll(identity_taps(shape[0], 3), -1, -1) * 0.25
+    if ".conv_temp." in name:
         return identity_taps(shape[0], shape[-1])
-    if ".attn_1.1.proj_out." in name and config.zero_init_temporal_attention:
+    if ".attn_1." in name and ".proj_out." in name and config.zero_init_temporal_attention:
         return np.zeros(shape, np.float32)
-    bound = float(np.prod(shape[1:])) ** -0.5
+    bound = (3.0 / float(np.prod(shape[1:]))) ** 0.5
     return stream(seed, f"init.{name}").uniform(-bound, bound, shape).astype(np.float32)
 
 

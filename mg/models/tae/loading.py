@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mg.errors import UserError
-from mg.models.tae.adapter import DEAD_TENSORS, PREFIXES, parameter_shapes
+from mg.models.tae.adapter import DEAD_TENSORS, PREFIXES
 from mg.models.tae.config import PRESETS, TaeConfig
 from mg.models.tae.network import TemporalAutoencoder
 from mg.weights import read_metadata, read_weights
@@ -33,7 +33,7 @@ def config_of(path: str) -> dict[str, Any]:
     """
     stored = read_metadata(path).get(METADATA_KEY)
     if stored is not None:
-        return json.loads(stored)
+        return _from_metadata(path, stored)
     tensors: dict[str, np.ndarray] = {}
     for name, value in read_weights(path).items():
         for prefix in PREFIXES:
@@ -43,23 +43,45 @@ def config_of(path: str) -> dict[str, Any]:
     return _from_shapes(path, tensors, PRESETS["reference" if dead else "sd35"])
 
 
+def _from_metadata(path: str, text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+        TaeConfig.from_mapping(config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged metadata {METADATA_KEY} ({error}); give the configuration") from error
+    return config
+
+
 def _from_shapes(path: str, tensors: Mapping[str, np.ndarray], preset: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        ch = tensors["encoder.conv_in.conv_spat.weight"].shape[0]
-        z_channels = tensors["decoder.conv_in.conv_spat.weight"].shape[1]
+        ch, in_channels = tensors["encoder.conv_in.conv_spat.weight"].shape[:2]
+        config = dict(preset, ch=ch, in_channels=in_channels)
+        config["z_channels"] = tensors["decoder.conv_in.conv_spat.weight"].shape[1]
+        config["out_ch"] = tensors["decoder.conv_out.conv_spat.weight"].shape[0]
         widths = []
         while (name := f"encoder.down.{len(widths)}.block.0.conv1.conv_spat.weight") in tensors:
             widths.append(tensors[name].shape[0])
+        config["ch_mult"] = [width // ch for width in widths]
+        levels = range(len(widths))
         blocks = 0
         while f"encoder.down.0.block.{blocks}.norm1.gamma" in tensors:
             blocks += 1
-    except (KeyError, IndexError) as error:
-        raise UserError(f"{path}: no tensor {error}: these are not the weights of a temporal autoencoder") from error
-    config = dict(preset, ch=ch, z_channels=z_channels, num_res_blocks=blocks)
-    config["ch_mult"] = [width // ch for width in widths]
-    config["attn_type"] = "vanilla" if "encoder.mid.attn_1.1.norm.gamma" in tensors else "spat_only"
-    if not set(parameter_shapes(config)) & set(tensors):
-        raise UserError(f"{path}: these are not the weights of a temporal autoencoder")
+        config["num_res_blocks"] = blocks
+        config["attn_type"] = "vanilla" if "encoder.mid.attn_1.1.norm.gamma" in tensors else "spat_only"
+        for part in ("quant_conv", "post_quant_conv"):
+            config[f"use_{part}"] = f"{part}.conv_spat.weight" in tensors
+        for key, part, order in (("down", "encoder.down", levels), ("up", "decoder.up", reversed(levels))):
+            name = f"{part}.{{}}.{key}sample_temp.conv.weight"
+            config[f"temporal_{key}sample_level"] = [i for i in order if name.format(i) in tensors]
+        TaeConfig.from_mapping(config)
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: these are not the weights of a temporal autoencoder ({error})") from error
+    groups = config["norm_groups"]
+    if any(width % groups for width in (ch, *widths)):
+        raise UserError(
+            f"{path}: its widths {[ch, *widths]} do not divide into {groups} norm groups, and no metadata tell the "
+            "right number; give the configuration"
+        )
     return config
 
 

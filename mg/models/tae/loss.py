@@ -71,7 +71,8 @@ class TaeLoss(nn.Cell):
         missing = -t % self.time_compress
         if missing:
             mask = mint.cat((mask, mint.zeros((b, missing), dtype=ms.float32)), 1)
-        return mask.reshape(b, -1, self.time_compress).max(-1)
+        # Not max(-1): in PyNative that is a pair of values and indices.
+        return mint.clamp(mask.reshape(b, -1, self.time_compress).sum(-1), 0.0, 1.0)
 
     def construct(
         self, video: Float[Tensor, "b 3 t h w"], mask: Float[Tensor, "b t"], noise: Float[Tensor, "b z t8 h8 w8"]

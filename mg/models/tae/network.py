@@ -59,7 +59,7 @@ class TemporalAutoencoder(nn.Cell):
         decode_overlap: int = 16,
         dtype: str = "fp32",
         *,
-        spatial_tile: int = 512,
+        spatial_tile: int = 256,
         spatial_overlap: int = 64,
         seed: int = 0,
     ) -> None:

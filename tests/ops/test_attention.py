@@ -1,0 +1,85 @@
+"""Attention is PyTorch's, whichever way the score matrix is cut."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mindspore import Tensor, nn
+
+import mg.ops  # noqa: F401 - the package exports a function under the module's name
+from mg.ops import attention
+
+SHAPE = (3, 2, 5, 4)  # b, heads, queries, d; 7 keys
+
+
+class Attend(nn.Cell):
+    def construct(self, q, k, v):
+        return attention(q, k, v)
+
+
+@pytest.fixture
+def qkv(peer):
+    b, heads, n, d = SHAPE
+    return peer.noise(b, heads, n, d), peer.noise(b, heads, 7, d, seed=1), peer.noise(b, heads, 7, d, seed=2)
+
+
+# Scores of one batch entry: 2 * 5 * 7 = 70; of one query: 2 * 7 = 14.
+CUTS = {
+    "whole": 1 << 26,
+    "exactly whole": 210,
+    "two entries": 150,
+    "one entry": 70,
+    "two queries": 28,
+    "below one query": 1,
+}
+
+
+@pytest.mark.parametrize("most", CUTS.values(), ids=CUTS)
+def test_values_and_gradients_are_torch(peer, monkeypatch, qkv, most):
+    monkeypatch.setattr(sys.modules["mg.ops.attention"], "MAX_SCORES", most)
+    peer.agrees(Attend(), F.scaled_dot_product_attention, *qkv)
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_a_single_key_is_copied(peer, queries):
+    x = peer.noise(3, 2, queries, 4), peer.noise(3, 2, 1, 4, seed=1), peer.noise(3, 2, 1, 4, seed=2)
+    peer.agrees(Attend(), F.scaled_dot_product_attention, *x)
+
+
+def test_a_single_key_leaves_later_gradients_right(peer, qkv):
+    # A fault we had in PyNative: after a softmax over one score, the CPU's gradients of others were wrong.
+    mg.device.setup("CPU", "pynative")
+    single = [peer.noise(4, 1, 1, 4, seed=seed) for seed in range(3)]
+    for inputs in (single, qkv):
+        peer.agrees(Attend(), F.scaled_dot_product_attention, *inputs)
+
+
+@pytest.mark.parametrize("most, largest", [(210, 210), (150, 140), (70, 70), (28, 28), (1, 14)])
+def test_the_score_matrix_stays_within_the_limit(monkeypatch, qkv, most, largest):
+    module = sys.modules["mg.ops.attention"]
+    whole, sizes = module._attend, []
+
+    def counted(q, k_t, v, scale):
+        sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k_t.shape[3])
+        return whole(q, k_t, v, scale)
+
+    monkeypatch.setattr(module, "MAX_SCORES", most)
+    monkeypatch.setattr(module, "_attend", counted)
+    mg.device.setup("CPU", "pynative")
+    y = attention(*[Tensor(array) for array in qkv])
+    assert max(sizes) == largest and sum(sizes) == 210
+    expected = F.scaled_dot_product_attention(*[torch.from_numpy(array) for array in qkv])
+    np.testing.assert_allclose(y.asnumpy(), expected, atol=1e-5)
+
+
+def test_softmax_runs_in_fp32_for_half_inputs():
+    # Scores around 300 would give inf in FP16's exp and lose the differences between them.
+    q = np.full((1, 1, 2, 4), 10.0, np.float16)
+    k = np.array([15.0, 15.01, 14.0], np.float16)[None, None, :, None].repeat(4, -1)
+    v = np.eye(3, dtype=np.float16)[None, None]
+    out = Attend()(Tensor(q), Tensor(k), Tensor(v)).asnumpy()
+    assert out.dtype == np.float16
+    expected = F.scaled_dot_product_attention(*[torch.from_numpy(a.astype(np.float32)) for a in (q, k, v)])
+    np.testing.assert_allclose(out, expected, atol=0.05)

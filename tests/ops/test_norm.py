@@ -1,0 +1,72 @@
+"""Group normalisation in its portable form is PyTorch's, and it does not change what it is given."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from mindspore import Tensor
+
+from mg.ops import GroupNorm, silu
+
+
+@pytest.mark.parametrize("shape, groups", [((2, 8, 3, 4, 5), 4), ((1, 6, 1, 2, 2), 6), ((2, 4, 2, 3, 3), 1)])
+def test_portable_is_torch(peer, shape, groups):
+    x = 3.0 * peer.noise(*shape) + 2.0
+    peer.agrees(
+        GroupNorm(shape[1], groups, fused=False),
+        lambda x, gamma, beta: F.group_norm(x, groups, gamma, beta, 1e-6),
+        x,
+        atol=5e-5,
+    )
+
+
+def test_portable_equals_fused(peer):
+    x = Tensor(peer.noise(2, 8, 3, 4, 4) + 1.0)
+    portable, fused = (peer.randomise(GroupNorm(8, 4, fused=fused)) for fused in (False, True))
+    np.testing.assert_allclose(portable(x).asnumpy(), fused(x).asnumpy(), atol=1e-5)
+
+
+def test_repeated_calls_give_the_same_bits(peer):
+    # The kernel behind it updates running statistics in place; they were constants shared by all calls.
+    net = peer.randomise(GroupNorm(8, 4, fused=False))
+    x, other = Tensor(peer.noise(2, 8, 3, 4, 4)), Tensor(50.0 + 9.0 * peer.noise(2, 8, 3, 4, 4, seed=7))
+    first = net(x).asnumpy()
+    for _ in range(3):
+        net(other)
+        np.testing.assert_array_equal(net(x).asnumpy(), first)
+
+
+def test_constants_of_the_same_graph_survive(peer):
+    net = GroupNorm(4, 2, fused=False)
+
+    @ms.jit
+    def with_ones(x):
+        y = net(x)
+        return y, ms.mint.ones((2,), dtype=ms.float32), ms.mint.zeros((2,), dtype=ms.float32)
+
+    for seed in range(3):
+        _, ones, zeros = with_ones(Tensor(10.0 + 5.0 * peer.noise(1, 4, 2, 3, 3, seed=seed)))
+        np.testing.assert_array_equal(ones.asnumpy(), np.ones(2, np.float32))
+        np.testing.assert_array_equal(zeros.asnumpy(), np.zeros(2, np.float32))
+
+
+def test_statistics_stay_fp32_for_half_inputs(peer):
+    peer.half(GroupNorm(8, 4, fused=False), 1, 8, 2, 4, 4)
+    # Squares of 300 overflow FP16.
+    x = (300.0 * peer.noise(1, 8, 2, 4, 4)).astype(np.float16)
+    y = GroupNorm(8, 4, fused=False)(Tensor(x)).asnumpy()
+    groups = x.astype(np.float64).reshape(1, 4, -1)
+    expected = (groups - groups.mean(-1, keepdims=True)) / groups.std(-1, keepdims=True)
+    np.testing.assert_allclose(y.astype(np.float64).reshape(1, 4, -1), expected, atol=5e-3)
+
+
+def test_groups_must_divide_the_channels():
+    with pytest.raises(ValueError, match="channels=6 is not a multiple of norm_groups=4"):
+        GroupNorm(6, 4)
+
+
+def test_silu_is_torch(peer):
+    x = np.concatenate([4.0 * peer.noise(100), [0.0, -100.0, 100.0]]).astype(np.float32)
+    import torch
+
+    np.testing.assert_allclose(silu(Tensor(x)).asnumpy(), F.silu(torch.from_numpy(x)), atol=1e-5)

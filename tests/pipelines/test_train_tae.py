@@ -1,0 +1,176 @@
+"""`train_tae`: what it hands to the trainer: noise, masks, validation, the record of the run."""
+
+import json
+import math
+from dataclasses import replace
+
+import mindspore  # noqa: F401 - must be loaded before decord
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mg.config import cli
+from mg.config.clips import ClipSettings
+from mg.config.reconstruct import ReconstructConfig
+from mg.config.tae_train import TaeLossConfig, TaeModelConfig, TaeTrainConfig, TaeValidationConfig
+from mg.config.trainer import TrainerConfig
+from mg.dataset.clips import ClipSource
+from mg.dataset.manifest import scan_folder
+from mg.errors import UserError
+from mg.models.tae import PRESETS
+from mg.pipelines import train_tae as room
+from mg.pipelines.reconstruct import reconstruct
+from mg.pipelines.train_tae import CONFIG_RECORD, FINAL_WEIGHTS, NoisyClips, train_tae, validator
+
+DATA = ClipSettings(size=(16, 16), num_frames=8, batch_size=2, frame_lengths=(3, 5), image_ratio=0.5)
+
+
+class StandIn:
+    """Takes the trainer's place: keeps what it was given, trains nothing."""
+
+    def __init__(self, **given):
+        self.given = given
+        StandIn.last = self
+
+    def fit(self):
+        self.first = next(iter(self.given["batches"](3)))
+        return {"step": 0, "stopped": False}
+
+    def export(self, path, metadata, dtype):
+        self.exported = (path, metadata, dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, clip):
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(3):
+        clip(folder / f"{seed}.mp4", 9, 32, 48, seed=seed)
+    (folder / "list.csv").write_text("video\n2.mp4\n0.mp4\n")
+    return folder
+
+
+@pytest.fixture
+def config(folder, tmp_path, weights):
+    return TaeTrainConfig(
+        video_folder=str(folder),
+        output_path=str(tmp_path / "run"),
+        device="CPU",
+        export_dtype="fp16",
+        model=TaeModelConfig(preset="tiny", pretrained=str(weights)),
+        data=DATA,
+        train=TrainerConfig(steps=8, seed=5),
+    )
+
+
+@pytest.fixture
+def assemble(monkeypatch):
+    """Run train_tae with the stand-in: assemble(config) -> StandIn."""
+    monkeypatch.setattr(room, "Trainer", StandIn)
+
+    def call(config):
+        train_tae(config)
+        return StandIn.last
+
+    return call
+
+
+def noisy(folder, seed=5):
+    class Network:
+        config = type("Config", (), {"z_channels": 16})
+
+        @staticmethod
+        def latent_size(t, h, w):
+            return -(-t // 8), -(-h // 8), -(-w // 8)
+
+    return NoisyClips(ClipSource(scan_folder(folder), DATA), Network(), seed)
+
+
+def test_noise_is_a_pure_function_of_seed_and_index(folder):
+    forth, back = noisy(folder), noisy(folder)
+    batches = [forth.batch(index) for index in range(4)]
+    for index in reversed(range(4)):
+        again = back.batch(index)
+        for name in ("video", "mask", "noise"):
+            np.testing.assert_array_equal(again[name], batches[index][name])
+    shapes = {batch["video"].shape[2]: batch["noise"].shape for batch in batches}
+    assert shapes == {1: (2, 16, 1, 2, 2), 8: (2, 16, 1, 2, 2)}
+    draws = [batch["noise"].ravel() for batch in batches] + [noisy(folder, seed=6).batch(0)["noise"].ravel()]
+    assert np.abs(np.corrcoef(draws) - np.eye(5)).max() < 0.5
+    assert all(abs(noise.mean()) < 0.4 and abs(noise.std() - 1) < 0.3 for noise in draws)
+
+
+def test_the_loss_counts_real_frames_only(assemble, config):
+    stand = assemble(replace(config, mode="pynative", loss=TaeLossConfig(reconstruction="l1", kl_weight=0.01)))
+    clips = stand.given["batches"](0)
+    batch = next(batch for batch in clips if batch["video"].shape[2] == 8)
+    clips.close()
+    mask = batch["mask"]
+    assert set(mask.sum(1)) <= {3, 5} and mask.shape == (2, 8)
+    loss, network = stand.given["loss"], stand.given["network"]
+    total, count, rec, kl = (float(x.asnumpy()) for x in loss(*(Tensor(batch[name]) for name in loss.inputs)))
+    y, _, mean, logvar = (x.asnumpy() for x in network(Tensor(batch["video"]), Tensor(batch["noise"])))
+    error = np.abs(y - batch["video"]).mean((1, 3, 4))  # (b, t)
+    assert count == mask.sum()
+    assert rec == pytest.approx(error[mask == 1].mean(), rel=1e-4)
+    assert abs(error.mean() - error[mask == 1].mean()) > 1e-3  # the padding would have made a difference
+    divergence = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum()
+    assert kl == pytest.approx(divergence / (mask.sum() * 3 * 16 * 16), rel=1e-4)
+    assert total == pytest.approx(rec + 0.01 * kl, rel=1e-6)
+
+
+def test_the_trainer_is_given_batches_from_where_it_resumes(assemble, config, folder):
+    stand = assemble(config)
+    want = NoisyClips(ClipSource(scan_folder(folder), DATA), stand.given["network"], 5).batch(3)
+    for name in ("video", "mask", "noise"):
+        np.testing.assert_array_equal(stand.first[name], want[name])
+
+
+def test_what_a_resumed_run_must_share(assemble, config, folder):
+    mark = assemble(config).given["fingerprint"]
+    assert mark["clips"] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert (mark["data"]["size"], mark["loss"]["reconstruction"], mark["model"]["ch"]) == ((16, 16), "l1", PRESETS["tiny"]["ch"])
+    listed = assemble(replace(config, csv_path=str(folder / "list.csv"), video_folder=None))
+    assert listed.given["fingerprint"]["clips"] == ["2.mp4", "0.mp4"]  # without a folder: the one of the CSV
+
+
+def test_record_of_the_run_and_final_weights(assemble, config, tmp_path):
+    stand = assemble(config)
+    assert cli.load(TaeTrainConfig, tmp_path / "run" / CONFIG_RECORD) == config
+    path, metadata, dtype = stand.exported
+    assert (path, dtype) == (tmp_path / "run" / FINAL_WEIGHTS, "fp16")
+    assert json.loads(metadata["mg.tae_config"])["ch"] == PRESETS["tiny"]["ch"]
+
+
+def test_validation_has_the_figures_of_reconstruct(assemble, config, folder, weights, tmp_path):
+    valid = TaeValidationConfig(csv_path=str(folder / "list.csv"), image_size=32, num_frames=9)
+    figures = assemble(replace(config, valid=valid)).given["validate"](1)
+    options = {"csv_path": valid.csv_path, "image_size": 32, "num_frames": 9, "save_vis": False, "device": "CPU"}
+    report = reconstruct(ReconstructConfig(ckpt_path=str(weights), output_path=str(tmp_path / "out"), **options))
+    assert figures == pytest.approx({f"val_{key}": report["mean"][key] for key in ("psnr", "ssim")}, abs=1e-4)
+
+
+def test_validation_of_a_network_that_gives_nan_does_not_end_the_run(folder):
+    class Broken:
+        def set_train(self, mode):
+            pass
+
+        def encode(self, x):
+            return None, x, None
+
+        def decode(self, z, num_target_frames):
+            return z * np.nan
+
+    figures = validator(Broken(), scan_folder(folder), 32, 9)(1)
+    assert math.isnan(figures["val_psnr"]) and math.isnan(figures["val_ssim"])
+
+
+def test_bad_validation_clip_is_told_before_the_training(assemble, config, tmp_path):
+    (tmp_path / "bad.csv").write_text("video\nnot_there.mp4\n")
+    with pytest.raises(UserError, match=r"valid\.csv_path: .*not_there\.mp4: no such file; take it off"):
+        assemble(replace(config, valid=TaeValidationConfig(csv_path=str(tmp_path / "bad.csv"))))
+
+
+def test_weights_that_do_not_fit_name_the_option(assemble, config, tmp_path):
+    model = replace(config.model, pretrained=str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match=r"^model\.pretrained: .*none\.safetensors: there is no such file"):
+        assemble(replace(config, model=model))
