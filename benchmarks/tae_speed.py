@@ -119,7 +119,7 @@ def main() -> None:
         first = ours.run(files[0])
         twin.run(files[1])
         difference = np.abs(np.load(files[0]) - np.load(files[1])).max()
-    print(f"first call of ours, compilation included: {first:.1f} s; largest difference of the outputs {difference:.1e}")
+    print(f"first call of ours, compilation included: {first:.1f} s; greatest difference of outputs {difference:.1e}")
     pairs = [(ours.run(), twin.run()) for _ in range(args.runs)]
     ours.close()
     twin.close()

@@ -140,14 +140,16 @@ def _stems(items: Sequence[Item], folder: Path) -> list[str]:
     taken = {os.path.realpath(item.path) for item in items}
     taken |= {os.path.join(os.path.realpath(item.path.parent), item.path.name) for item in items}  # a link itself
     root, stems = os.path.realpath(folder), []
+    numbers: dict[str, int] = {}  # the next to try: a name may be listed thousands of times
     for item in items:
         path = Path(item.name)
         parts = [part for part in (*path.parent.parts, path.stem) if part not in ("/", "..", ".", "")]
         # 200 bytes: the longest name of an output, with number and ending, fits into the 255 of a file system.
         base = "__".join(parts).encode("utf-8", "replace")[-200:].decode("utf-8", "ignore") or "clip"
-        stem, number = base, 2
+        stem, number = base, numbers.get(base, 2)
         while taken & (files := {os.path.join(root, stem + ending) for ending in ENDINGS}):
             stem, number = f"{base}-{number}", number + 1
+        numbers[base] = number
         taken |= files
         stems.append(stem)
     return stems

@@ -128,7 +128,8 @@ def test_the_trainer_is_given_batches_from_where_it_resumes(assemble, config, fo
 def test_what_a_resumed_run_must_share(assemble, config, folder):
     mark = assemble(config).given["fingerprint"]
     assert mark["clips"] == ["0.mp4", "1.mp4", "2.mp4"]
-    assert (mark["data"]["size"], mark["loss"]["reconstruction"], mark["model"]["ch"]) == ((16, 16), "l1", PRESETS["tiny"]["ch"])
+    assert (mark["data"]["size"], mark["loss"]["reconstruction"]) == ((16, 16), "l1")
+    assert mark["model"]["ch"] == PRESETS["tiny"]["ch"]
     listed = assemble(replace(config, csv_path=str(folder / "list.csv"), video_folder=None))
     assert listed.given["fingerprint"]["clips"] == ["2.mp4", "0.mp4"]  # without a folder: the one of the CSV
 
@@ -143,10 +144,10 @@ def test_record_of_the_run_and_final_weights(assemble, config, tmp_path):
 
 def test_validation_has_the_figures_of_reconstruct(assemble, config, folder, weights, tmp_path):
     valid = TaeValidationConfig(csv_path=str(folder / "list.csv"), image_size=32, num_frames=9)
-    figures = assemble(replace(config, valid=valid)).given["validate"](1)
+    figures = assemble(replace(config, valid=valid, mode="pynative")).given["validate"](1)  # spares a compilation
     options = {"csv_path": valid.csv_path, "image_size": 32, "num_frames": 9, "save_vis": False, "device": "CPU"}
     report = reconstruct(ReconstructConfig(ckpt_path=str(weights), output_path=str(tmp_path / "out"), **options))
-    assert figures == pytest.approx({f"val_{key}": report["mean"][key] for key in ("psnr", "ssim")}, abs=1e-4)
+    assert figures == pytest.approx({f"val_{key}": report["mean"][key] for key in ("psnr", "ssim")}, abs=1e-3)
 
 
 def test_validation_of_a_network_that_gives_nan_does_not_end_the_run(folder):
