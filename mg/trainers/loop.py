@@ -223,7 +223,8 @@ class Trainer:
         self.step = found.step
         self.updates = found.state["updates"]
         self._bad_in_a_row = found.state["bad_in_a_row"]
-        self._metrics = found.state["metrics"]
+        # A figure that was not finite stands there as null: it has no value to go on with.
+        self._metrics = {key: value for key, value in found.state["metrics"].items() if value is not None}
         return True
 
 

@@ -74,6 +74,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stops):
     assert [row["step"] for row in rows(tmp_path / "parts")] == list(range(1, 9))
 
 
+def test_a_figure_that_is_not_a_number_survives_a_resume(tmp_path):
+    def validate(step):
+        return {"quality": float("nan")} if step <= 2 else {}
+
+    for steps in (2, 4):  # the second run saves again, with the figure of the first
+        toy_trainer(tmp_path, steps, validate=validate, validate_every=2).fit()
+    assert (tmp_path / "step-00000004").is_dir()
+
+
 def test_a_crash_while_saving_costs_only_the_steps_since_the_last_checkpoint(tmp_path):
     class Crash(BaseException):
         pass
