@@ -18,8 +18,10 @@ def _finite(value: float, low: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay on every trainable parameter; raises UserError for values out of range."""
+    """Optimizer with decoupled weight decay on every trainable parameter; raises UserError for values out of range."""
 
+    name: Literal["adamw", "soap"] = "adamw"
+    """soap: Adam in the eigenbasis of the gradients' covariances; more memory and host work per step, fewer steps."""
     lr: float = 1e-4
     """Peak learning rate, above 0."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -33,6 +35,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _require(self.name in ("adamw", "soap"), "optimizer.name", self.name, "'adamw' or 'soap'")
         _require(_finite(self.lr, 0) and self.lr > 0, "optimizer.lr", self.lr, "a finite number above 0")
         _require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),

@@ -179,10 +179,7 @@ class Trainer:
         self._metrics.update(figures)
 
     def _moments(self) -> dict[str, Parameter]:
-        update = self._stepper.update
-        named = {}
-        for prefix, moments in (("exp_avg", update.exp_avg), ("exp_avg_sq", update.exp_avg_sq)):
-            named.update((f"{prefix}/{name}", moment) for name, moment in zip(self._trained, moments, strict=True))
+        named = self._stepper.update.state(self._trained)
         # Parameters of the loss itself are state of the training, not weights of the network.
         named.update((f"param/{name}", param) for name, param in self._extra.items())
         return named

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mg.config.trainer import OptimizerConfig
+from mg.trainers import soap
 from mg.trainers.ema import averages_of, ema_update
 from mg.trainers.optim import adamw_scalars, adamw_update, zeros_like
 
@@ -84,7 +85,7 @@ class GradNorm(nn.Cell):
 
 
 class ApplyStep(nn.Cell):
-    """Clip, AdamW and moving average in one graph; owns the moments and the averages.
+    """Clip, AdamW or SOAP, and moving average in one graph; owns the moments and the averages.
 
     ema_decay: 0 keeps no averages. All trainable parameters must be float32 (raises ValueError).
     """
@@ -98,6 +99,16 @@ class ApplyStep(nn.Cell):
         self.params = params
         self.exp_avg = zeros_like(params, "exp_avg")
         self.exp_avg_sq = zeros_like(params, "exp_avg_sq")
+        matrices = [i for i, p in enumerate(params) if config.name == "soap" and soap.is_matrix(p.shape)]
+        self._order = [*matrices, *(i for i in range(len(params)) if i not in set(matrices))]
+        self.count = len(matrices)
+        ordered = [[group[i] for i in self._order] for group in (params, self.exp_avg, self.exp_avg_sq)]
+        self.turned = [ParameterTuple(group[: self.count]) for group in ordered]
+        self.plain = [ParameterTuple(group[self.count :]) for group in ordered]
+        self.bases = [
+            ParameterTuple(soap.square_parameters(self.turned[0], side, name, identity))
+            for name, side, identity in soap.SQUARES
+        ]
         self.keeps_average = ema_decay > 0
         self.averages = averages_of(params) if self.keeps_average else ()
         self.map = ops.HyperMap()
@@ -115,10 +126,14 @@ class ApplyStep(nn.Cell):
         decay: Tensor,
         *grads: Tensor,
     ) -> Tensor:
-        """Update everything in place; `scale` multiplies the gradients, the rest is for adamw_update, ema_update."""
+        """Update everything in place; `scale` multiplies the gradients, the rest is for the update functions."""
         scalars = (rate, beta1, beta2, eps, decay)
-        update = ops.partial(adamw_update, scalars, scale)
-        self.map(update, self.params, self.exp_avg, self.exp_avg_sq, grads)
+        if self.count > 0:
+            update = ops.partial(soap.soap_update, scalars, scale)
+            self.map(update, *self.turned, *self.bases, grads[: self.count])
+        if self.count < len(grads):
+            update = ops.partial(adamw_update, scalars, scale)
+            self.map(update, *self.plain, grads[self.count :])
         if self.keeps_average:
             self.map(ops.partial(ema_update, ema_rate), self.params, self.averages)
         return scale
@@ -127,7 +142,23 @@ class ApplyStep(nn.Cell):
         """Do update number `updates` (1 for the first) with learning rate `lr` and gradients of global norm `norm`."""
         scale = clip_scale(norm, self._config.clip_grad_norm)
         scalars = adamw_scalars(self._config, lr, updates)
-        self(Tensor(np.float32(scale)), Tensor(np.float32(self._rate)), *scalars, *grads)
+        ordered = [grads[i] for i in self._order]
+        self(Tensor(np.float32(scale)), Tensor(np.float32(self._rate)), *scalars, *ordered)
+        if self.count and updates == 1:
+            for squares in zip(*self.turned[1:], *self.bases, strict=True):
+                soap.begin(self._config.betas, *squares)
+        elif self.count and updates % soap.REFRESH_EVERY == 0:
+            for squares in zip(self.turned[1], *self.bases, strict=True):
+                soap.refresh(*squares)
+
+    def state(self, names: Iterable[str]) -> dict[str, Parameter]:
+        """Everything but the weights and the averages that a resumed run needs, by name; `names` are the weights'."""
+        names = list(names)
+        found = {f"exp_avg/{name}": moment for name, moment in zip(names, self.exp_avg, strict=True)}
+        found.update((f"exp_avg_sq/{name}", moment) for name, moment in zip(names, self.exp_avg_sq, strict=True))
+        for (kind, _, _), group in zip(soap.SQUARES, self.bases, strict=True):
+            found.update((f"{kind}/{names[i]}", square) for i, square in zip(self._order, group, strict=False))
+        return found
 
 
 def clip_scale(norm: float, limit: float) -> float:
