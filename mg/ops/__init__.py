@@ -9,12 +9,15 @@ from mg.ops.conv import (
     TemporalUpsampleConv,
 )
 from mg.ops.linear import Linear
-from mg.ops.norm import GroupNorm, silu
+from mg.ops.norm import GroupNorm, RMSNorm, silu
 from mg.ops.pad import crop, pad_edge
+from mg.ops.portable import PORTABLE, exchange_cells
 
 __all__ = [
     "GroupNorm",
     "Linear",
+    "PORTABLE",
+    "RMSNorm",
     "SpatialConv",
     "SpatialDownsampleConv",
     "SpatialUpsampleConv",
@@ -22,6 +25,7 @@ __all__ = [
     "TemporalUpsampleConv",
     "attention",
     "crop",
+    "exchange_cells",
     "pad_edge",
     "silu",
 ]

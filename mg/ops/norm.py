@@ -1,4 +1,4 @@
-"""Group normalisation and SiLU."""
+"""Group normalisation, RMS normalisation and SiLU."""
 
 import mindspore as ms
 import mindspore.ops.operations as prim
@@ -58,3 +58,26 @@ class GroupNorm(nn.Cell):
         y = self.affine(y.reshape(b, self.channels, -1, shape[4]), self.gamma.reshape(-1, 1, 1, 1))  # (b, c, t*h, w)
         y = self.shift(y, self.beta)
         return y.reshape(shape).astype(dtype)
+
+
+class RMSNorm(nn.Cell):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, statistics in FP32 (Movie Gen, section 3.1.3).
+
+    Args:
+        features: size of the last axis.
+        eps: added to the mean square.
+        fused: True for the backend's own kernel, which the CPU lacks; None to choose by backend.
+    """
+
+    def __init__(self, features: int, eps: float = 1e-5, fused: bool | None = None) -> None:
+        super().__init__()
+        self.eps = eps
+        self.fused = device.is_ascend() if fused is None else fused
+        self.weight = Parameter(Tensor(np.ones(features, np.float32)), name="weight")
+
+    def construct(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        if self.fused:
+            return ms.ops.rms_norm(x, self.weight.astype(x.dtype), self.eps)[0]
+        y = x.astype(ms.float32)
+        y = y * mint.rsqrt(mint.mean(y * y, -1, keepdim=True) + self.eps)
+        return (y * self.weight).astype(x.dtype)

@@ -42,6 +42,35 @@ def test_values_and_gradients_are_torch(peer, monkeypatch, qkv, most):
     peer.agrees(Attend(), F.scaled_dot_product_attention, *qkv)
 
 
+@pytest.mark.parametrize("most", CUTS.values(), ids=CUTS)
+def test_hidden_keys_have_no_part(peer, monkeypatch, qkv, most):
+    monkeypatch.setattr(sys.modules["mg.ops.attention"], "MAX_SCORES", most)
+    mask = np.array([[1, 1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1, 1]], bool)
+
+    class Masked(nn.Cell):
+        def construct(self, q, k, v):
+            return attention(q, k, v, Tensor(mask))
+
+    def twin(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.tensor(mask)[:, None, None])
+
+    peer.agrees(Masked(), twin, *qkv)
+    q, k, v = qkv
+    hidden = ~mask[:, None, :, None]
+    other = Masked()(Tensor(q), Tensor(np.where(hidden, 50, k)), Tensor(np.where(hidden, -3, v))).asnumpy()
+    np.testing.assert_array_equal(other, Masked()(Tensor(q), Tensor(k), Tensor(v)).asnumpy())
+
+
+@pytest.mark.parametrize("keys", [1, 7])
+def test_no_key_left_gives_zeros(peer, keys):
+    q, k, v = peer.noise(2, 2, 5, 4), peer.noise(2, 2, keys, 4, seed=1), peer.noise(2, 2, keys, 4, seed=2)
+    mask = np.zeros((2, keys), bool)
+    mask[1, 0] = True
+    got = attention(Tensor(q), Tensor(k), Tensor(v), Tensor(mask)).asnumpy()
+    assert np.all(got[0] == 0)
+    np.testing.assert_allclose(got[1], np.broadcast_to(v[1, :, :1], got[1].shape), atol=1e-6)
+
+
 @pytest.mark.parametrize("queries", [1, 5])
 def test_a_single_key_is_copied(peer, queries):
     x = peer.noise(3, 2, queries, 4), peer.noise(3, 2, 1, 4, seed=1), peer.noise(3, 2, 1, 4, seed=2)
@@ -61,9 +90,9 @@ def test_the_score_matrix_stays_within_the_limit(monkeypatch, qkv, most, largest
     module = sys.modules["mg.ops.attention"]
     whole, sizes = module._attend, []
 
-    def counted(q, k_t, v, scale):
+    def counted(q, k_t, v, scale, bias):
         sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k_t.shape[3])
-        return whole(q, k_t, v, scale)
+        return whole(q, k_t, v, scale, bias)
 
     monkeypatch.setattr(module, "MAX_SCORES", most)
     monkeypatch.setattr(module, "_attend", counted)

@@ -9,6 +9,12 @@ def test_values_and_gradients_are_torch(peer):
     peer.agrees(Linear(4, 6), F.linear, peer.noise(2, 3, 5, 4))
 
 
+def test_without_bias_there_is_no_bias(peer):
+    net = Linear(4, 6, bias=False)
+    peer.agrees(net, F.linear, peer.noise(2, 5, 4))
+    assert [name for name, _ in net.parameters_and_names()] == ["weight"]
+
+
 def test_half_precision(peer):
     peer.half(Linear(8, 5), 2, 3, 8)
 

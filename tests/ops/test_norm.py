@@ -1,4 +1,4 @@
-"""Group normalisation in its portable form is PyTorch's, and it does not change what it is given."""
+"""Norms in their portable form are PyTorch's, and they do not change what they are given."""
 
 import mindspore as ms
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import torch.nn.functional as F
 from mindspore import Tensor
 
-from mg.ops import GroupNorm, silu
+from mg.ops import GroupNorm, RMSNorm, silu
 
 
 @pytest.mark.parametrize("shape, groups", [((2, 8, 3, 4, 5), 4), ((1, 6, 1, 2, 2), 6), ((2, 4, 2, 3, 3), 1)])
@@ -70,3 +70,31 @@ def test_silu_is_torch(peer):
     import torch
 
     np.testing.assert_allclose(silu(Tensor(x)).asnumpy(), F.silu(torch.from_numpy(x)), atol=1e-5)
+
+
+def test_rms_norm_is_torch(peer):
+    peer.agrees(RMSNorm(6), lambda x, weight: F.rms_norm(x, (6,), weight, 1e-5), 3.0 * peer.noise(2, 3, 6) + 1.0)
+
+
+def test_rms_norm_keeps_its_statistics_in_fp32(peer):
+    x = (300.0 * peer.noise(2, 64)).astype(np.float16)  # squares beyond FP16
+    out = RMSNorm(64)(Tensor(x)).asnumpy()
+    wide = x.astype(np.float32)
+    assert out.dtype == np.float16
+    np.testing.assert_allclose(out, wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5), rtol=2e-3)
+
+
+def test_rms_norm_hands_the_fused_kernel_weight_and_eps_in_the_type_of_x(monkeypatch, peer):
+    # Ascend's kernel cannot run here: a stand-in with its signature and numpy's formula takes its place.
+    def kernel(x, gamma, epsilon):
+        assert gamma.dtype == x.dtype
+        y = x * ms.ops.rsqrt((x * x).mean(-1, keep_dims=True) + epsilon) * gamma
+        return y, None
+
+    monkeypatch.setattr(ms.ops, "rms_norm", kernel)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    x = Tensor(peer.noise(2, 3, 6))
+    plain, fused = RMSNorm(6, eps=0.5, fused=False), RMSNorm(6, eps=0.5, fused=True)
+    for cell in (plain, fused):
+        cell.weight.set_data(Tensor(np.arange(1, 7, dtype=np.float32)))
+    np.testing.assert_allclose(fused(x).asnumpy(), plain(x).asnumpy(), atol=1e-5)
