@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +17,16 @@ from mg.files import atomic_path
 if TYPE_CHECKING:
     from mindspore import nn
 
-# Little-endian, as the format prescribes. BF16 is the upper half of a float32.
+BF16 = np.dtype([("bf16", "<u2")])
+"""numpy's lack of a bfloat16 made good: the upper half of a float32, and no integer by mistake."""
+
+# Little-endian, as the format prescribes.
 _STORED = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?",
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "BOOL": "?",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1",
 }  # fmt: skip
-_NAMES = {np.dtype(code): name for name, code in _STORED.items() if name != "BF16"}
+_NAMES = {np.dtype(code): name for name, code in _STORED.items()}
+_DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": BF16, "keep": None}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 _INDEX = ".safetensors.index.json"
 _LISTED = 20
@@ -38,12 +42,16 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: missing, damaged or unsupported file; a pickle (.bin, .pt, .pth, .pkl), which is never opened.
     """
+    return dict(open_weights(path))
+
+
+def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
+    """Open a weights file without reading it: as `read_weights`, but a tensor is read when it is asked for.
+
+    A .ckpt is read whole.
+    """
     path = _resolve(Path(path))
-    if path.suffix == ".ckpt":
-        return _read_ckpt(path)
-    if path.name.endswith(_INDEX):
-        return _read_shards(path)
-    return _read_safetensors(path)
+    return _read_ckpt(path) if path.suffix == ".ckpt" else LazyWeights(path)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -64,7 +72,7 @@ def write_weights(
     path: str | Path,
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
-    dtype: Literal["fp32", "fp16"] = "fp32",
+    dtype: Literal["fp32", "fp16", "bf16", "keep"] = "fp32",
 ) -> None:
     """Write tensors by name, atomically; equal tensors and metadata give equal bytes.
 
@@ -72,18 +80,17 @@ def write_weights(
         path: ends in .safetensors or .ckpt (MindSpore), which decides the format.
         tensors: arrays; floating ones are stored as `dtype`, others as they are.
         metadata: texts to store beside the tensors.
-        dtype: "fp32" or "fp16".
+        dtype: "fp32", "fp16" or "bf16", rounded to the nearest, ties to even; "keep": each as it is, `BF16` included.
 
     Raises:
         UserError: another suffix or dtype, a value beyond the range of the dtype, or a disk that refuses.
     """
     path = Path(path)
-    if dtype not in ("fp32", "fp16"):
-        raise UserError(f"{path}: dtype={dtype}: weights are stored as fp32 or fp16")
+    if dtype not in _DTYPES:
+        raise UserError(f"{path}: dtype={dtype}: weights are stored as fp32, fp16, bf16 or as they are (keep)")
     if path.suffix not in (".safetensors", ".ckpt"):
         raise UserError(f"{path}: weights are written as .safetensors or .ckpt; choose one of these endings")
-    narrow = np.float16 if dtype == "fp16" else np.float32
-    arrays = {name: _narrow(path, name, array, narrow) for name, array in tensors.items()}
+    arrays = {name: _narrow(path, name, array, _DTYPES[dtype]) for name, array in tensors.items()}
     with atomic_path(path) as temporary:
         if path.suffix == ".ckpt":
             _save_ckpt(temporary, arrays, metadata or {})
@@ -114,7 +121,7 @@ def load_into(
 
     Args:
         net: the network.
-        tensors: arrays by name.
+        tensors: arrays by name; those of a mapping with an attribute `shapes` are read one at a time.
         path: where they come from, for messages.
         ignore: regular expressions; a tensor whose whole name, after stripping, matches one is dropped.
         strip: texts removed wherever they occur in the tensors' names, prefixes of training wrappers for instance.
@@ -126,10 +133,12 @@ def load_into(
 
     given = _rename(tensors, path, ignore, strip)
     wanted = dict(net.parameters_and_names())
+    stored = getattr(tensors, "shapes", None)
+    shapes_given = {name: array.shape for name, array in tensors.items()} if stored is None else stored
     shapes = [
-        f"{name} {given[name].shape} instead of {tuple(param.shape)}"
+        f"{name} {shapes_given[given[name]]} instead of {tuple(param.shape)}"
         for name, param in wanted.items()
-        if name in given and given[name].shape != tuple(param.shape)
+        if name in given and shapes_given[given[name]] != tuple(param.shape)
     ]
     faults = {
         "missing": [name for name in wanted if name not in given],
@@ -140,14 +149,15 @@ def load_into(
         told = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
         raise UserError(f"{path}: does not fit this network; {told}; choose the configuration that the file belongs to")
     for name, param in wanted.items():
-        param.set_data(Tensor(given[name], param.dtype))
+        param.set_data(Tensor(tensors[given[name]], param.dtype))
 
 
 def _rename(
     tensors: Mapping[str, np.ndarray], path: str | Path, ignore: Sequence[str], strip: Sequence[str]
-) -> dict[str, np.ndarray]:
-    renamed: dict[str, np.ndarray] = {}
-    for original, array in tensors.items():
+) -> dict[str, str]:
+    """Return the names in the file by the names in the network."""
+    renamed: dict[str, str] = {}
+    for original in tensors:
         name = original
         for text in strip:
             name = name.replace(text, "")
@@ -155,7 +165,7 @@ def _rename(
             continue
         if name in renamed:
             raise UserError(f"{path}: two tensors are called {name} without their prefixes; remove {original} from it")
-        renamed[name] = array
+        renamed[name] = original
     return renamed
 
 
@@ -165,8 +175,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    # MindSpore hands out bfloat16 arrays of a type that numpy does not count among the floating ones.
+    """Return bfloat16, ours or MindSpore's, which numpy does not count among the floating types, as float32."""
     array = np.asarray(array)
+    if array.dtype == BF16:
+        return (array["bf16"].astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -176,16 +188,27 @@ def _widen(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def _narrow(path: Path, name: str, array: np.ndarray, dtype: type) -> np.ndarray:
+def _narrow(path: Path, name: str, array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    if dtype is None:
+        array = np.asarray(array)
+        return _to_bf16(_plain(array)) if array.dtype.name == "bfloat16" else array
     array = _plain(array)
     if not np.issubdtype(array.dtype, np.floating):
         return array
     with np.errstate(over="ignore"):
-        stored = array.astype(dtype, copy=False)
-    if (np.isinf(stored) & np.isfinite(array)).any():
-        limit = np.finfo(dtype).max
-        raise UserError(f"{path}: {name} has values beyond {limit:g}, the limit of {stored.dtype}; store another dtype")
+        stored = _to_bf16(array) if dtype == BF16 else array.astype(dtype, copy=False)
+    if (np.isinf(_plain(stored)) & np.isfinite(array)).any():
+        limit, kind = (3.38953e38, "bfloat16") if dtype == BF16 else (np.finfo(dtype).max, str(dtype))
+        raise UserError(f"{path}: {name} has values beyond {limit:g}, the limit of {kind}; store another dtype")
     return stored
+
+
+def _to_bf16(array: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(array, np.float32).reshape(array.shape).view(np.uint32)
+    # Half of the last bit kept, less a hair if that bit is even: what is carried over is the rounding to even.
+    upper = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    upper = np.where(np.isnan(array), (bits >> 16) | 0x40, upper)  # no carry may make a NaN infinite
+    return upper.astype("<u2").view(BF16)
 
 
 # ---- which file
@@ -214,7 +237,12 @@ def _the_one_in(folder: Path) -> Path:
     raise UserError(f"{folder}: a folder without weights; give one with .safetensors or .ckpt in it")
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def shards_of(index: Path, suffix: str = ".safetensors") -> dict[str, list[str]]:
+    """Return the names of the tensors by shard, as an index lists them; shards must end in `suffix`.
+
+    Raises:
+        UserError: the index is damaged, or a shard is not a file beside it.
+    """
     try:
         files = json.loads(index.read_text("utf-8"))["weight_map"]
         by_shard: dict[str, list[str]] = {}
@@ -226,15 +254,69 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         # An index is a foreign text: it may name its neighbours, and nothing else on this machine.
         if not isinstance(shard, str) or "\\" in shard or Path(shard).name != shard or shard == "..":
             raise UserError(f"{index}: weight_map leads to {shard!r}; shards must be files beside the index")
-        if not shard.endswith(".safetensors"):
-            raise UserError(f"{index}: the shard {shard!r} is not .safetensors; convert it first")
-    tensors: dict[str, np.ndarray] = {}
-    for shard, names in by_shard.items():
-        file = index.parent / shard
-        if not file.is_file():
+        if not shard.endswith(suffix):
+            raise UserError(f"{index}: the shard {shard!r} is not {suffix}; convert it first")
+        if not (index.parent / shard).is_file():
             raise UserError(f"{index}: the shard {shard} is not beside it; fetch it too")
-        tensors.update(_read_safetensors(file, names))
-    return tensors
+    return by_shard
+
+
+class LazyWeights(Mapping[str, np.ndarray]):
+    """The tensors of a .safetensors file, or of all shards of an index, each read when it is asked for.
+
+    Floating tensors come as float32, others as they are.
+
+    Attributes:
+        shapes: shape of each tensor, known without reading it.
+
+    Raises:
+        UserError: the file, the index or a shard is damaged, or a tensor is of a type that is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._places: dict[str, tuple[Path, int, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        if path.name.endswith(_INDEX):
+            for shard, names in shards_of(path).items():
+                self._add(path.parent / shard, names)
+        else:
+            self._add(path)
+
+    def _add(self, path: Path, names: Iterable[str] | None = None) -> None:
+        header, start = _header(path)
+        header.pop("__metadata__", None)
+        for name in header if names is None else names:
+            if name not in header:
+                raise UserError(f"{path}: the index promises the tensor {name}, which is not in it; fetch both again")
+            entry = header[name]
+            if entry["dtype"] not in _STORED:
+                raise UserError(f"{path}: {name} is {entry['dtype']}, which is not supported; convert it to F32")
+            self._places[name] = (path, start + entry["data_offsets"][0], entry["dtype"])
+            self.shapes[name] = tuple(entry["shape"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(name, 0, self.shapes[name])
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read the rows of a tensor from `start` up to `stop`, which is not included, and nothing else of it."""
+        rest = self.shapes[name][1:]
+        return self._read(name, start * int(np.prod(rest, dtype=np.int64)), (stop - start, *rest))
+
+    def _read(self, name: str, skipped: int, shape: tuple[int, ...]) -> np.ndarray:
+        path, offset, dtype = self._places[name]
+        count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(_STORED[dtype])
+        with _readable(path), open(path, "rb") as file:
+            file.seek(offset + skipped * kind.itemsize)
+            flat = np.fromfile(file, kind, count)
+        if len(flat) < count:
+            raise UserError(f"{path}: has become shorter since it was opened; fetch or write the file again")
+        return _widen(flat).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 # ---- safetensors: 8 bytes with the header's length, the header (JSON), the tensors' bytes
@@ -258,26 +340,6 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             return json.loads(file.read(size)), 8 + size
-
-
-def _read_safetensors(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    header, start = _header(path)
-    header.pop("__metadata__", None)
-    tensors: dict[str, np.ndarray] = {}
-    with _readable(path), open(path, "rb") as file:
-        for name in header if names is None else names:
-            if name not in header:
-                raise UserError(f"{path}: the index promises the tensor {name}, which is not in it; fetch both again")
-            entry = header[name]
-            if entry["dtype"] not in _STORED:
-                raise UserError(f"{path}: {name} is {entry['dtype']}, which is not supported; convert it to F32")
-            file.seek(start + entry["data_offsets"][0])
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            flat = np.fromfile(file, _STORED[entry["dtype"]], count)
-            if entry["dtype"] == "BF16":
-                flat = (flat.astype(np.uint32) << 16).view(np.float32)
-            tensors[name] = _widen(flat).reshape(entry["shape"])
-    return tensors
 
 
 def _save_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -332,6 +394,9 @@ def _save_ckpt(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[s
     for name, array in arrays.items():
         if array.size == 0:
             raise UserError(f"{path}: {name} is empty, which .ckpt cannot hold; use .safetensors")
-    entries = [{"name": name, "data": ms.Tensor(array)} for name, array in arrays.items()]
+    entries = [
+        {"name": name, "data": ms.Tensor(_plain(array), ms.bfloat16 if array.dtype == BF16 else None)}
+        for name, array in arrays.items()
+    ]
     ms.save_checkpoint(entries, str(path), append_dict=dict(metadata) or None)
     path.chmod(0o644)  # MindSpore leaves it read-only

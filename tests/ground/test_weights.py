@@ -14,7 +14,7 @@ import torch
 from mindspore import Parameter, Tensor, nn
 
 from mg.errors import UserError
-from mg.weights import check_finite, load_into, read_metadata, read_weights, write_weights
+from mg.weights import BF16, check_finite, load_into, read_metadata, read_weights, write_weights
 
 FORMATS = pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
 
@@ -105,6 +105,49 @@ def test_fp16_halves_the_file_and_rounds_once(tmp_path, name):
     assert np.isinf(read_weights(tmp_path / name)["w"][0])
 
 
+@FORMATS
+def test_bf16_is_rounded_as_torch_rounds(tmp_path, name):
+    exponents = np.random.default_rng(2).uniform(-38, 38, 5000)
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF818000, 0x00008000, 0x00018000], np.uint32)
+    values = np.concatenate([10**exponents, [0.0, -0.0, 1e-40, np.inf, -np.inf], ties.view(np.float32)])
+    values[::2] *= -1
+    values = values.astype(np.float32)
+    tensors = {"w": values.reshape(2, -1), "scalar": np.array(1.00390625, np.float32), "i": np.array([2**40])}
+    write_weights(tmp_path / name, tensors, dtype="bf16")
+    read = read_weights(tmp_path / name)
+    expected = torch.from_numpy(tensors["w"]).bfloat16().float().numpy()
+    np.testing.assert_array_equal(read["w"].view(np.uint32), expected.view(np.uint32))
+    assert read["scalar"] == 1 and read["scalar"].shape == () and read["i"][0] == 2**40
+    assert values.size * 2 < (tmp_path / name).stat().st_size < values.size * 2 + 500
+    for bits in (0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001):  # NaN with few bits set, and with all
+        write_weights(tmp_path / name, {"w": np.array([bits], np.uint32).view(np.float32)}, dtype="bf16")
+        assert np.isnan(read_weights(tmp_path / name)["w"][0])
+
+
+def test_kept_dtypes_are_those_that_torch_finds(tmp_path):
+    half = torch.randn(3, 4).bfloat16()
+    tensors = {
+        **some_tensors(),
+        "brain": half.view(torch.int16).numpy().view(BF16),
+        "brain.scalar": np.array(0x3FC0, "<u2").view(BF16),
+        "from.mindspore": Tensor(half.float().numpy(), ms.bfloat16).asnumpy(),
+        "integers": np.array([0x3FC0], np.uint16),
+    }
+    write_weights(tmp_path / "w.safetensors", tensors, dtype="keep")
+    read = safetensors.torch.load_file(tmp_path / "w.safetensors")
+    assert torch.equal(read["brain"], half) and torch.equal(read["from.mindspore"], half)
+    assert read["brain.scalar"].dtype == torch.bfloat16 and read["brain.scalar"].item() == 1.5
+    assert read["integers"].dtype == torch.uint16
+    for name, array in some_tensors().items():
+        assert read[name].numpy().dtype == array.dtype
+        np.testing.assert_array_equal(read[name].numpy(), array)
+    ours = read_weights(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(ours["brain"], half.float().numpy())
+    check_finite(tensors, "w")
+    write_weights(tmp_path / "wide.safetensors", tensors)  # fp32, which is what was read
+    assert_same(read_weights(tmp_path / "wide.safetensors"), ours)
+
+
 def test_bf16_widens_to_what_torch_says(tmp_path):
     values = torch.cat([torch.randn(1000) * 100, torch.tensor([0.0, -0.0, 1e-40, 3e38, torch.inf, -torch.inf])])
     tensors = {"x": values.bfloat16().reshape(2, -1), "y": torch.tensor(1.5).bfloat16()}
@@ -155,7 +198,8 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     ("name", "tensors", "options", "expected"),
     [
         ("w.pth", {}, {}, "weights are written as .safetensors or .ckpt"),
-        ("w.safetensors", {}, {"dtype": "bf16"}, "dtype=bf16: weights are stored as fp32 or fp16"),
+        ("w.safetensors", {}, {"dtype": "int8"}, "dtype=int8: weights are stored as fp32, fp16, bf16 or as they are"),
+        ("w.safetensors", {"z": np.array([1.0, -3.4e38])}, {"dtype": "bf16"}, "z has values beyond 3.38953e+38, the"),
         ("w.safetensors", {"z": np.ones(2, np.complex64)}, {}, "z is complex64, which .safetensors cannot hold"),
         ("w.safetensors", {"z": np.array([1e300])}, {}, "z has values beyond 3.40282e+38, the limit of float32"),
         ("w.ckpt", {"z": np.zeros((0, 2))}, {}, "z is empty, which .ckpt cannot hold"),
