@@ -6,16 +6,10 @@ two outputs.
 """
 
 import argparse
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from paired import compare, serve
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,67 +61,14 @@ def _torch(args: argparse.Namespace) -> Callable[[], np.ndarray]:
     return run
 
 
-def _work(args: argparse.Namespace) -> None:
-    """Answer every path on standard input with the seconds of one run, and save the output there."""
-    run = {"mindspore": _mindspore, "torch": _torch}[args.worker](args)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        output = run()
-        print(f"seconds {time.perf_counter() - start}", flush=True)
-        if line.strip():
-            np.save(line.strip(), output)
-            print("saved", flush=True)
-
-
-class _Worker:
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
-        options = ["--ch", str(args.ch), "--frames", str(args.frames), "--size", str(args.size), "--worker", name]
-        # The twin must be free to use every instruction set of the machine.
-        env = {key: value for key, value in os.environ.items() if key != "ONEDNN_MAX_CPU_ISA"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-
-    def run(self, save: str = "") -> float:
-        self.process.stdin.write(f"{save}\n")
-        self.process.stdin.flush()
-        seconds = float(self._answer("seconds").split()[1])
-        if save:
-            self._answer("saved")
-        return seconds
-
-    def _answer(self, word: str) -> str:
-        for line in self.process.stdout:
-            if line.startswith(word):
-                return line
-        raise SystemExit(f"a benchmark process ended with code {self.process.wait()}")
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def main() -> None:
-    """Start both processes, run them in turn, print."""
+    """Compare, or be one of the two processes."""
     args = _arguments()
     if args.worker:
-        _work(args)
+        serve({"mindspore": _mindspore, "torch": _torch}[args.worker](args))
         return
-    ours, twin = _Worker("mindspore", args), _Worker("torch", args)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder) / f"{name}.npy") for name in ("ours", "twin")]
-        first = ours.run(files[0])
-        twin.run(files[1])
-        difference = np.abs(np.load(files[0]) - np.load(files[1])).max()
-    print(f"first call of ours, compilation included: {first:.1f} s; greatest difference of outputs {difference:.1e}")
-    pairs = [(ours.run(), twin.run()) for _ in range(args.runs)]
-    ours.close()
-    twin.close()
-    for mine, theirs in pairs:
-        print(f"mindspore {mine:6.2f} s   torch {theirs:6.2f} s   ratio {mine / theirs:.2f}")
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(f"median    {mine:6.2f} s         {theirs:6.2f} s   ratio {ratio:.2f}   {_video(args).shape}, ch {args.ch}")
+    options = ["--ch", str(args.ch), "--frames", str(args.frames), "--size", str(args.size)]
+    compare(__file__, options, args.runs, f"{_video(args).shape}, ch {args.ch}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Two implementations timed in turn, each in a process of its own that idles while the other works."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def serve(run: Callable[[], np.ndarray]) -> None:
+    """Answer every path on standard input with the seconds of one run, and save the output there."""
+    for line in sys.stdin:
+        start = time.perf_counter()
+        output = run()
+        print(f"seconds {time.perf_counter() - start}", flush=True)
+        if line.strip():
+            np.save(line.strip(), output)
+            print("saved", flush=True)
+
+
+def compare(script: str, options: Sequence[str], runs: int, label: str) -> float:
+    """Start `script --worker mindspore` and `--worker torch`, run them in turn, print; returns the median ratio.
+
+    Args:
+        script: path of the benchmark; with --worker it must call `serve`.
+        options: passed on to both.
+        runs: counted pairs, after one warm-up pair.
+        label: what was measured, for the last line.
+    """
+    ours, twin = _Worker(script, "mindspore", options), _Worker(script, "torch", options)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"{name}.npy") for name in ("ours", "twin")]
+        first = ours.run(files[0])
+        twin.run(files[1])
+        difference = np.abs(np.load(files[0]) - np.load(files[1])).max()
+    print(f"first call of ours, compilation included: {first:.1f} s; greatest difference of outputs {difference:.1e}")
+    pairs = [(ours.run(), twin.run()) for _ in range(runs)]
+    ours.close()
+    twin.close()
+    for mine, theirs in pairs:
+        print(f"mindspore {mine:7.3f} s   torch {theirs:7.3f} s   ratio {mine / theirs:.2f}")
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    print(f"median    {mine:7.3f} s         {theirs:7.3f} s   ratio {ratio:.2f}   {label}", flush=True)
+    return ratio
+
+
+class _Worker:
+    def __init__(self, script: str, name: str, options: Sequence[str]) -> None:
+        # The twin must be free to use every instruction set of the machine.
+        env = {key: value for key, value in os.environ.items() if key != "ONEDNN_MAX_CPU_ISA"}
+        self.process = subprocess.Popen(
+            [sys.executable, script, *options, "--worker", name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+        )  # fmt: skip
+
+    def run(self, save: str = "") -> float:
+        self.process.stdin.write(f"{save}\n")
+        self.process.stdin.flush()
+        seconds = float(self._answer("seconds").split()[1])
+        if save:
+            self._answer("saved")
+        return seconds
+
+    def _answer(self, word: str) -> str:
+        for line in self.process.stdout:
+            if line.startswith(word):
+                return line
+        raise SystemExit(f"a benchmark process ended with code {self.process.wait()}")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
