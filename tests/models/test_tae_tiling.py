@@ -234,13 +234,9 @@ def steps(video):
 
 
 @pytest.mark.slow
-def test_no_seams_in_time_where_the_decoder_blends(pynative, shipped, clip):
-    # Tiles of the decoder fade in and out around frames 16, 32 and 48; the latents are those of the whole clip.
-    latents = shipped.encode(Tensor(clip))[1]
-    whole = steps(shipped.decode(latents).asnumpy())
-    shipped.use_tile = True
-    tiled = steps(shipped.decode(latents).asnumpy())
-    shipped.use_tile = False
+def test_no_seams_in_time_where_tiles_meet(pynative, shipped, clip, in_time):
+    # Tiles of the encoder meet at frame 32, those of the decoder fade in and out around frames 16, 32 and 48.
+    whole, tiled = steps(reconstruct(shipped, clip)), steps(in_time)
     seams = [15, 31, 47]
     assert np.abs(tiled - whole).max() > 0
     assert (tiled[seams] <= 1.5 * np.maximum(np.median(tiled), whole[seams])).all()
@@ -251,7 +247,7 @@ def test_tiles_are_close_to_the_whole(pynative, shipped, clip, in_time):
     from mg.metrics import psnr
 
     whole = reconstruct(shipped, clip)
-    assert psnr(in_time, whole, data_range=2.0) >= 30
+    assert psnr(in_time, whole, data_range=2.0) >= 35
     # Tiles cost no quality: they are as close to the original as the whole.
     assert psnr(in_time, clip, data_range=2.0) >= psnr(whole, clip, data_range=2.0) - 0.3
     image = clip[:, :, :1]

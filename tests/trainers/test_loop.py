@@ -12,7 +12,7 @@ import pytest
 import trainer_toy
 from trainer_toy import ToySource, toy_config, toy_trainer
 
-from mg.config.trainer import ScheduleConfig
+from mg.config.trainer import OptimizerConfig, ScheduleConfig
 from mg.errors import NumericalAbort, UserError
 from mg.trainers import Trainer
 from mg.weights import read_weights
@@ -72,6 +72,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stops):
     assert len(tensors(tmp_path / "parts", 8)) == 5 + 3 * 5 + 1  # weights; moments, averages; the loss's own gain
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "straight")
     assert [row["step"] for row in rows(tmp_path / "parts")] == list(range(1, 9))
+
+
+def test_resumed_soap_equals_uninterrupted_bit_for_bit(tmp_path):
+    optimizer = OptimizerConfig(name="soap", lr=3e-2, clip_grad_norm=0.5)
+    toy_trainer(tmp_path / "straight", 13, optimizer=optimizer).fit()
+    for steps in (1, 9, 11, 13):  # before and after the bases are begun (update 1) and refreshed (update 10)
+        toy_trainer(tmp_path / "parts", steps, optimizer=optimizer).fit()
+    assert tensors(tmp_path / "parts", 13) == tensors(tmp_path / "straight", 13)
+    assert any("out_basis" in str(name) for name in tensors(tmp_path / "parts", 13))
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "straight")
 
 
 def test_a_figure_that_is_not_a_number_survives_a_resume(tmp_path):
