@@ -322,4 +322,4 @@ def test_no_network_is_one_line(monkeypatch, error):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     said = message_of(fetch, "google/byt5-small")
     assert said.startswith("google/byt5-small: no such folder, and the hub cannot be reached (")
-    assert "no way" in said and "--endpoint" in said
+    assert "no way" in said and "HF_ENDPOINT" in said
