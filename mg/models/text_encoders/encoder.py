@@ -19,7 +19,7 @@ from mg import device
 from mg.errors import UserError
 from mg.files import writable_folder, write_json
 from mg.log import get_logger
-from mg.models.text_encoders.adapter import POSITIONS, PROJECTION, TowerWeights, file_name
+from mg.models.text_encoders.adapter import PROJECTION, TowerWeights, file_name
 from mg.models.text_encoders.config import KINDS, Kind, TowerConfig, read_config
 from mg.models.text_encoders.features import TextFeatures
 from mg.models.text_encoders.network import TextTower
@@ -236,5 +236,3 @@ def _set_dtype(tower: TextTower, dtype: ms.Type) -> None:
         wide = dtype == ms.float16 and name.endswith(".wo.weight")
         param.set_dtype(ms.float32 if wide else dtype)
 
-
-__all__ = ["MAX_BATCH", "POSITIONS", "TextEncoder"]
