@@ -2,8 +2,8 @@
 
 Both run FP32 on the CPU, MindSpore in graph mode after compilation, PyTorch eager as transformers ships it. `tiny` are
 the three shipped encoders, `byt5-small` has the sizes of google/byt5-small with random weights. Tokenizing is not
-timed: both sides use the same tokenizer. One timed run of a tiny encoder is a stream of batches: a single one is a few
-milliseconds, most of it threads that wake up.
+timed: both sides use the same tokenizer. Batches are as large as `TextEncoder.encode` makes them. One timed run of a
+tiny encoder is a stream of batches: a single one is a few milliseconds.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["ul2", "metaclip", "byt5", "byt5-small"],
                         choices=["ul2", "metaclip", "byt5", "byt5-small"], help="the first three: tiny")  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--batches", type=int, help="batches per timed run; default 50 for tiny, 1 for byt5-small")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batches", type=int, help="batches per timed run; default 20 for tiny, 1 for byt5-small")
     parser.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up pair")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["mindspore", "torch"], help=argparse.SUPPRESS)
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.models:
             folder = _byt5_small(Path(temporary) / name) if name == "byt5-small" else TINY / name
-            batches = args.batches or (1 if name == "byt5-small" else 50)
+            batches = args.batches or (1 if name == "byt5-small" else 20)
             options = ["--folder", str(folder), "--batch_size", str(args.batch_size), "--batches", str(batches)]
             shape = _batch(str(folder), args.batch_size)[0].shape
             label = f"{name}, {batches} batches of {shape[0]} prompts of {shape[1]} tokens"

@@ -88,6 +88,11 @@ def is_ascend() -> bool:
     return _target() == "Ascend"
 
 
+def is_cpu() -> bool:
+    """Tell whether this process runs on the CPU, whose kernels are of very different quality."""
+    return _target() == "CPU"
+
+
 def compute_dtype(name: str) -> "mindspore.Type":
     """Return the MindSpore type for "fp32", "fp16" or "bf16" on this process' backend.
 

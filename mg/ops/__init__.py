@@ -1,5 +1,6 @@
 """Primitives whose best kernel differs per backend, behind one name each."""
 
+from mg.ops.activation import gelu_tanh, silu
 from mg.ops.attention import attention
 from mg.ops.conv import (
     SpatialConv,
@@ -9,7 +10,7 @@ from mg.ops.conv import (
     TemporalUpsampleConv,
 )
 from mg.ops.linear import Linear
-from mg.ops.norm import GroupNorm, RMSNorm, silu
+from mg.ops.norm import GroupNorm, RMSNorm, rms_norm
 from mg.ops.pad import crop, pad_edge
 from mg.ops.portable import PORTABLE, exchange_cells
 
@@ -26,6 +27,8 @@ __all__ = [
     "attention",
     "crop",
     "exchange_cells",
+    "gelu_tanh",
     "pad_edge",
+    "rms_norm",
     "silu",
 ]

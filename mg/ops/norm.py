@@ -1,4 +1,4 @@
-"""Group normalisation, RMS normalisation and SiLU."""
+"""Group normalisation and RMS normalisation."""
 
 import mindspore as ms
 import mindspore.ops.operations as prim
@@ -7,11 +7,7 @@ from jaxtyping import Float
 from mindspore import Parameter, Tensor, mint, nn
 
 from mg import device
-
-
-def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x * sigmoid(x), element by element."""
-    return mint.nn.functional.silu(x)
+from mg.ops.backend import on_cpu
 
 
 class GroupNorm(nn.Cell):
@@ -60,6 +56,22 @@ class GroupNorm(nn.Cell):
         return y.reshape(shape).astype(dtype)
 
 
+def rms_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*n d"]:
+    """Return x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in FP32, in FP32.
+
+    On the CPU, where a product of operands of different shapes takes six times as long as one of equal shapes, the
+    mean and the factors of all elements are matrix products.
+    """
+    y = x.astype(ms.float32)
+    weight = weight.astype(ms.float32)
+    if not on_cpu():
+        return y * mint.rsqrt(mint.mean(y * y, -1, keepdim=True) + eps) * weight
+    d = weight.shape[0]
+    y = y.reshape(-1, d)
+    mean = mint.matmul(y * y, ms.ops.full((d, 1), 1.0 / d, dtype=ms.float32))  # (n, 1)
+    return (y * mint.matmul(mint.rsqrt(mean + eps), weight.reshape(1, d))).reshape(x.shape)
+
+
 class RMSNorm(nn.Cell):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, statistics in FP32 (Movie Gen, section 3.1.3).
 
@@ -78,6 +90,4 @@ class RMSNorm(nn.Cell):
     def construct(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         if self.fused:
             return ms.ops.rms_norm(x, self.weight.astype(x.dtype), self.eps)[0]
-        y = x.astype(ms.float32)
-        y = y * mint.rsqrt(mint.mean(y * y, -1, keepdim=True) + self.eps)
-        return (y * self.weight).astype(x.dtype)
+        return rms_norm(x, self.weight, self.eps).astype(x.dtype)

@@ -101,6 +101,29 @@ def test_saved_and_loaded_again_it_is_bit_equal(pair, tmp_path):
     np.testing.assert_allclose(again.encode(PROMPTS[:1]).embeddings, torch_values(model, tokens, mask)[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_save_that_is_killed_leaves_no_mixed_folder(tmp_path, monkeypatch, after):
+    device.setup("CPU", "graph")
+    encoder = TextEncoder.from_pretrained(TINY / "ul2", max_length=16)
+    encoder.save_pretrained(tmp_path / "copy")
+    moves, move = [], shutil.move
+
+    def killed(source, target):
+        if len(moves) == after:
+            raise KeyboardInterrupt
+        moves.append(target)
+        move(source, target)
+
+    monkeypatch.setattr("mg.models.text_encoders.encoder.shutil.move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.save_pretrained(tmp_path / "copy")
+    with pytest.raises(UserError, match=r"config\.json"):
+        TextEncoder.from_pretrained(tmp_path / "copy")
+    monkeypatch.undo()
+    encoder.save_pretrained(tmp_path / "copy")
+    assert TextEncoder.from_pretrained(tmp_path / "copy").fingerprint == encoder.fingerprint
+
+
 @pytest.mark.parametrize("kind", ["ul2", "metaclip"])
 def test_fewer_layers_are_the_truncated_encoder(kind):
     device.setup("CPU", "graph")

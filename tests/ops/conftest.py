@@ -69,11 +69,26 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def answering(value):
+    """A function without arguments that a graph takes for a constant."""
+
+    @ms.ops.constexpr
+    def answer():
+        return value
+
+    return answer
+
+
 @pytest.fixture(scope="session")
 def peer():
     """The helpers above, as attributes."""
     from types import SimpleNamespace
 
     return SimpleNamespace(
-        agrees=assert_agrees, half=assert_half_is_near, noise=noise, gradients=value_and_gradients, randomise=randomise
+        agrees=assert_agrees,
+        answering=answering,
+        half=assert_half_is_near,
+        noise=noise,
+        gradients=value_and_gradients,
+        randomise=randomise,
     )

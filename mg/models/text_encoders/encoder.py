@@ -177,7 +177,10 @@ class TextEncoder:
                 for name, param in self.tower.model.parameters_and_names()
             }
             write_weights(part / "model.safetensors", tensors, {"format": "pt"}, dtype=self.dtype)
-            for file in sorted(part.iterdir()):  # each is whole, and lands at once
+            # Each file is whole and lands at once. Without its configuration, the last one, a folder is refused: a kill
+            # in between never leaves new weights with the options of old ones.
+            (folder / "config.json").unlink(missing_ok=True)
+            for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
                 shutil.move(file, folder / file.name)
 
     def _length(self, mask: np.ndarray) -> int:
