@@ -7,9 +7,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over the pairs: seconds of a run of ours, and its ratio to the twin's."""
+
+    seconds: float
+    ratio: float
 
 
 def serve(run: Callable[[], np.ndarray]) -> None:
@@ -23,8 +32,8 @@ def serve(run: Callable[[], np.ndarray]) -> None:
             print("saved", flush=True)
 
 
-def compare(script: str, options: Sequence[str], runs: int, label: str) -> float:
-    """Start `script --worker mindspore` and `--worker torch`, run them in turn, print; returns the median ratio.
+def compare(script: str, options: Sequence[str], runs: int, label: str) -> "Result":
+    """Start `script --worker mindspore` and `--worker torch`, run them in turn, print; returns the medians.
 
     Args:
         script: path of the benchmark; with --worker it must call `serve`.
@@ -47,7 +56,7 @@ def compare(script: str, options: Sequence[str], runs: int, label: str) -> float
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     print(f"median    {mine:7.3f} s         {theirs:7.3f} s   ratio {ratio:.2f}   {label}", flush=True)
-    return ratio
+    return Result(mine, ratio)
 
 
 class _Worker:

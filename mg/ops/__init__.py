@@ -10,9 +10,10 @@ from mg.ops.conv import (
     TemporalUpsampleConv,
 )
 from mg.ops.linear import Linear
-from mg.ops.norm import GroupNorm, RMSNorm, rms_norm
+from mg.ops.norm import GroupNorm, RMSNorm, modulated_rms_norm, rms_norm
 from mg.ops.pad import crop, pad_edge
 from mg.ops.portable import PORTABLE, exchange_cells
+from mg.ops.spread import spread
 
 __all__ = [
     "GroupNorm",
@@ -28,7 +29,9 @@ __all__ = [
     "crop",
     "exchange_cells",
     "gelu_tanh",
+    "modulated_rms_norm",
     "pad_edge",
     "rms_norm",
     "silu",
+    "spread",
 ]

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, mint, nn
 
 from mg import device
 from mg.ops.backend import on_cpu
+from mg.ops.spread import spread
 
 
 class GroupNorm(nn.Cell):
@@ -70,6 +71,26 @@ def rms_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, " d"], eps: float) 
     y = y.reshape(-1, d)
     mean = mint.matmul(y * y, ms.ops.full((d, 1), 1.0 / d, dtype=ms.float32))  # (n, 1)
     return (y * mint.matmul(mint.rsqrt(mean + eps), weight.reshape(1, d))).reshape(x.shape)
+
+
+def modulated_rms_norm(
+    x: Float[Tensor, "b n d"],
+    weight: Float[Tensor, " d"],
+    scale: Float[Tensor, "b d"],
+    shift: Float[Tensor, "b d"],
+    eps: float,
+) -> Float[Tensor, "b n d"]:
+    """Return rms_norm(x) * (1 + scale) + shift, each sample with its own scale and shift (adaLN); in the type of x."""
+    b, n, d = x.shape
+    if on_cpu():
+        y = x.astype(ms.float32)
+        square = (y * y).reshape(b * n, d)
+        mean = mint.matmul(square, ms.ops.full((d, 1), 1.0 / d, dtype=ms.float32))
+        factors = (weight.astype(ms.float32).reshape(1, d) * (scale + 1.0)).reshape(b, 1, d)
+        y = y * prim.BatchMatMul()(mint.rsqrt(mean + eps).reshape(b, n, 1), factors)
+    else:
+        y = rms_norm(x, weight, eps) * (1.0 + scale.reshape(b, 1, d))
+    return (y + spread(shift, n)).astype(x.dtype)
 
 
 class RMSNorm(nn.Cell):

@@ -90,9 +90,9 @@ def test_the_score_matrix_stays_within_the_limit(monkeypatch, qkv, most, largest
     module = sys.modules["mg.ops.attention"]
     whole, sizes = module._attend, []
 
-    def counted(q, k_t, v, scale, bias):
-        sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k_t.shape[3])
-        return whole(q, k_t, v, scale, bias)
+    def counted(q, k, v, bias):
+        sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        return whole(q, k, v, bias)
 
     monkeypatch.setattr(module, "MAX_SCORES", most)
     monkeypatch.setattr(module, "_attend", counted)
