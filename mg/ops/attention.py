@@ -53,19 +53,26 @@ def attention(
 
 
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, kernel: Callable[..., Tensor] = ms.ops.flash_attention_score
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    kernel: Callable[..., Tensor] = ms.ops.flash_attention_score,
+    narrow: ms.Type = None,
 ) -> Tensor:
     """Call Ascend's kernel, which knows 16-bit types only and takes a mask of what is hidden.
 
     Args:
-        q: (b, heads, n, d); FP32 goes through as BF16.
+        q: (b, heads, n, d).
         k: keys.
         v: values.
         seen: (b, 1, 1, m), 1 where a key may be seen, or None.
         kernel: the operator.
+        narrow: type of its operands; None for that of q, or BF16 where that is FP32.
     """
     b, heads, n, d = q.shape
-    narrow = ms.bfloat16 if q.dtype == ms.float32 else q.dtype
+    if narrow is None:
+        narrow = ms.bfloat16 if q.dtype == ms.float32 else q.dtype
     hidden = None
     if seen is not None:
         hidden = mint.broadcast_to(1.0 - seen, (b, 1, n, k.shape[2])).astype(ms.uint8)

@@ -2,6 +2,7 @@
 
 import sys
 
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
@@ -112,3 +113,30 @@ def test_softmax_runs_in_fp32_for_half_inputs():
     assert out.dtype == np.float16
     expected = F.scaled_dot_product_attention(*[torch.from_numpy(a.astype(np.float32)) for a in (q, k, v)])
     np.testing.assert_allclose(out, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_fused_kernel_is_asked_for_the_same(peer, qkv, masked, dtype):
+    """A stand-in for Ascend's kernel, in numpy: its mask says what is hidden, its types have 16 bits."""
+    asked = {}
+
+    def kernel(q, k, v, heads, attn_mask=None, scalar_value=1.0, input_layout=""):
+        asked.update(types={x.dtype for x in (q, k, v)}, heads=heads, layout=input_layout)
+        hidden = None if attn_mask is None else attn_mask.asnumpy().astype(bool)
+        assert hidden is None or hidden.shape == (q.shape[0], 1, q.shape[2], k.shape[2])
+        scores = torch.from_numpy(q.float().asnumpy() @ k.float().asnumpy().swapaxes(2, 3)) * scalar_value
+        if hidden is not None:
+            scores = scores.masked_fill(torch.from_numpy(hidden), -1e30)
+        return Tensor(torch.softmax(scores, -1).numpy() @ v.float().asnumpy()).astype(q.dtype)
+
+    mask = np.array([[1, 1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [1] * 7], np.float32)
+    q, k, v = (Tensor(array.astype(dtype)) for array in qkv)
+    seen = Tensor(mask.reshape(3, 1, 1, 7)) if masked else None
+    mg.device.setup("CPU", "pynative")
+    narrow = ms.float16 if dtype == np.float32 else None  # the CPU has no BF16 to cast to
+    out = sys.modules["mg.ops.attention"].flash_attention(q, k, v, seen, kernel, narrow=narrow)
+    assert asked == {"types": {ms.float16}, "heads": 2, "layout": "BNSD"} and out.dtype == q.dtype
+    twin = [torch.from_numpy(array) for array in qkv]
+    keys = torch.tensor(mask)[:, None, None].bool() if masked else None
+    np.testing.assert_allclose(out.asnumpy(), F.scaled_dot_product_attention(*twin, attn_mask=keys), atol=5e-3)

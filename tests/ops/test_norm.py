@@ -1,12 +1,17 @@
 """Norms in their portable form are PyTorch's, and they do not change what they are given."""
 
+import importlib
+
 import mindspore as ms
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
-from mg.ops import GroupNorm, RMSNorm, norm
+from mg.ops import GroupNorm, RMSNorm, modulated_rms_norm, norm, spread
+
+# The package exports a function under the module's name.
+spread_module = importlib.import_module("mg.ops.spread")
 
 
 @pytest.mark.parametrize("shape, groups", [((2, 8, 3, 4, 5), 4), ((1, 6, 1, 2, 2), 6), ((2, 4, 2, 3, 3), 1)])
@@ -93,3 +98,30 @@ def test_rms_norm_hands_the_fused_kernel_weight_and_eps_in_the_type_of_x(monkeyp
     for cell in (plain, fused):
         cell.weight.set_data(Tensor(np.arange(1, 7, dtype=np.float32)))
     np.testing.assert_allclose(fused(x).asnumpy(), plain(x).asnumpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_modulated_norm_is_torch(peer, monkeypatch, on_cpu):
+    for module in (norm, spread_module):
+        monkeypatch.setattr(module, "on_cpu", peer.answering(on_cpu))
+
+    class Modulate(nn.Cell):
+        def construct(self, x, weight, scale, shift):
+            return modulated_rms_norm(x, weight, scale, shift, 1e-5)
+
+    def twin(x, weight, scale, shift):
+        return F.rms_norm(x, (6,), weight, 1e-5) * (1 + scale[:, None]) + shift[:, None]
+
+    arrays = 3.0 * peer.noise(2, 5, 6) + 1.0, peer.noise(6), peer.noise(2, 6, seed=1), peer.noise(2, 6, seed=2)
+    peer.agrees(Modulate(), twin, *arrays)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_spread_vectors_meet_every_token(peer, monkeypatch, on_cpu):
+    monkeypatch.setattr(spread_module, "on_cpu", peer.answering(on_cpu))
+
+    class Gate(nn.Cell):
+        def construct(self, x, gate):
+            return x * spread(gate, x.shape[1])
+
+    peer.agrees(Gate(), lambda x, gate: x * gate[:, None], peer.noise(2, 5, 6), peer.noise(2, 6, seed=1))
