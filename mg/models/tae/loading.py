@@ -1,8 +1,10 @@
 """Build the autoencoder that a weights file belongs to."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -97,3 +99,16 @@ def from_checkpoint(path: str, config: Mapping[str, Any] | None = None, **option
         UserError: the file is unreadable or does not fit; the message lists the tensors.
     """
     return TemporalAutoencoder(config_of(path) if config is None else config, pretrained=path, **options)
+
+
+def fingerprint(network: TemporalAutoencoder) -> str:
+    """16 hex digits that change with every weight and every value of the configuration, but not with the file's format.
+
+    Latents, and the transformers trained on them, belong to the autoencoder with this fingerprint.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(network.config), sort_keys=True).encode())
+    for name, param in sorted(network.parameters_and_names()):
+        value = np.ascontiguousarray(param.asnumpy())
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,311 @@
+"""Training batches of the transformer, each a pure function of (seed, index): latents, texts, noise, noise levels."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from math import floor
+
+import numpy as np
+from jaxtyping import Float
+
+from mg import rng
+from mg.config.generation import GenerationSettings
+from mg.dataset.buckets import nearest_frames
+from mg.dataset.epochs import Epochs
+from mg.dataset.latent_sources import LatentFolder, LatentSource, Shape, usable
+from mg.dataset.manifest import Item
+from mg.dataset.prompt_dropout import drop_mask
+from mg.dataset.text_sources import KINDS, TextSource, open_texts
+from mg.errors import BadClip, NoGoodClip, UserError
+from mg.log import get_logger
+from mg.schedulers.timesteps import sample_timesteps
+
+Batch = dict[str, "np.ndarray | list[str] | str"]
+_TOLD = 20
+_NO_EMPTY = (
+    "no embedding of the empty prompt, dropped prompts are masked out; for guidance encode a .txt with an empty line "
+    "into the same cache, or name its file in empty_text"
+)
+
+
+class GenerationSource:
+    """Draws training batches out of a list of captioned videos and pictures.
+
+    A batch has one shape (frames x height x width). Pictures are videos of one frame; they never share a batch with
+    longer ones, and with `image_ratio` their share of the batches is exact: over any run of batches it is off by less
+    than one batch. Within each kind, every item is used equally often (see `Epochs`).
+
+    Args:
+        items: with captions.
+        settings: what is drawn how.
+        latents: where latents come from; None for the folder of the settings.
+        texts: encoder -> where its embeddings come from; None for the folders of the settings.
+
+    Attributes:
+        latents: see above.
+        texts: see above, in the order of `KINDS`.
+        bad: path -> reason, for everything found unusable so far.
+        null_prompts: encoder -> whether a dropped prompt is the encoded empty prompt; otherwise it is masked out.
+        online: whether a batch runs networks: then build batches in the main thread only.
+
+    Raises:
+        UserError: folders that are missing or of other models, or more than `max_bad` of the list unusable.
+        NoGoodClip: nothing is usable.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        settings: GenerationSettings,
+        latents: LatentSource | None = None,
+        texts: Mapping[str, TextSource] | None = None,
+    ) -> None:
+        if not items:
+            raise NoGoodClip("the list of videos is empty; name at least one")
+        if latents is None:
+            if settings.tae_latent_folder is None:
+                raise UserError("tae_latent_folder is missing: name the folder that scripts/inference_tae.py wrote")
+            latents = LatentFolder(settings.tae_latent_folder, settings.in_memory)
+        texts = open_texts(settings) if texts is None else texts
+        self.settings, self.latents = settings, latents
+        self.texts = {kind: texts[kind] for kind in KINDS if kind in texts}
+        self.online = latents.online or any(source.online for source in self.texts.values())
+        self.bad: dict[str, str] = {}
+        self._items = list(items)
+        self._lock = threading.Lock()
+        self._shapes, faults = usable(self._items, latents)
+        self._keys = self._find_texts(faults)
+        self._note(faults)
+        self._plan()
+        self._empty = self._empty_prompts()
+        self.null_prompts = {kind: empty is not None for kind, empty in self._empty.items()}
+        self._offset = float(rng.stream(settings.seed, "generation.images").random())
+
+    def _find_texts(self, faults: dict[int, BadClip]) -> dict[int, tuple[str, ...]]:
+        """Return the texts' keys of each item; items without text move to the faults."""
+        keys = {}
+        for number in list(self._shapes):
+            try:
+                item, fps = self._items[number], self._shapes[number].fps
+                keys[number] = tuple(source.key(item, fps) for source in self.texts.values())
+            except BadClip as error:
+                faults[number] = error
+                del self._shapes[number]
+        return keys
+
+    def _note(self, faults: Mapping[int, BadClip]) -> None:
+        """Log and count what is unusable; refuse a list with too much of it."""
+        for count, (number, error) in enumerate(sorted(faults.items()), start=1):
+            self.bad[error.path] = error.reason
+            if count <= _TOLD:
+                get_logger().warning("left out: row %d, %s", self._items[number].row, error)
+        if not faults:
+            return
+        first = faults[min(faults)]
+        if len(faults) == len(self._items):
+            raise NoGoodClip(f"none of the {len(faults)} rows is usable; the first: {first}")
+        share = f"{len(faults)} of {len(self._items)} rows"
+        if len(faults) > self.settings.max_bad * len(self._items):
+            raise UserError(f"{share} are unusable, more than max_bad={self.settings.max_bad}; the first: {first}")
+        get_logger().warning("%s are left out", share)
+
+    def _plan(self) -> None:
+        """Sort the items into buckets, pictures apart."""
+        settings, ratio = self.settings, self.settings.image_ratio
+        images: dict[str, list[int]] = {}
+        videos: dict[str, list[int]] = {}
+        self._sizes: dict[str, tuple[int, int, int]] = {}  # (t, h, w) of a bucket's latents
+        total = len(self._shapes)
+        for number, shape in list(self._shapes.items()):
+            bucket = self._bucket(shape)
+            if bucket is None:
+                del self._shapes[number]
+                continue
+            name, size = bucket
+            self._sizes[name] = size
+            (images if shape.frames == 1 else videos).setdefault(name, []).append(number)
+        if not self._shapes:
+            raise NoGoodClip(f"frames={settings.frames}: every video is shorter; give a smaller one")
+        if short := total - len(self._shapes):
+            get_logger().warning("%d videos are left out, shorter than all of frames=%s", short, settings.frames)
+        if ratio is None:
+            images, videos = {}, {**images, **videos}
+        elif (ratio > 0 and not images) or (ratio < 1 and not videos):
+            what = "videos" if images else "pictures"
+            raise NoGoodClip(f"image_ratio={ratio}: there are no {what} in the list; add some, or change the ratio")
+        self._images = Epochs(images, {name: self._count(name) for name in images}, settings.seed, "generation.image")
+        self._videos = Epochs(videos, {name: self._count(name) for name in videos}, settings.seed, "generation.video")
+
+    def _bucket(self, shape: Shape) -> tuple[str, tuple[int, int, int]] | None:
+        """Return the name and the latent size (t, h, w) that an item is used in, None if it is too short."""
+        record = self.latents.record
+        time, height, width = shape.size
+        frames = 1 if shape.frames == 1 else time * record.time_compression
+        if self.settings.frames is not None and frames > 1:
+            kept = nearest_frames(shape.frames, [count for count in self.settings.frames if count > 1])
+            if kept is None:
+                return None
+            frames, time = kept, -(-kept // record.time_compression)
+        name = f"{frames}x{height * record.spatial_compression}x{width * record.spatial_compression}"
+        return name, (time, height, width)
+
+    def _count(self, bucket: str) -> int:
+        """Items per batch of a bucket."""
+        settings, frames = self.settings, int(bucket.partition("x")[0])
+        usual = settings.batch_size
+        if frames == 1 and settings.image_batch_size is not None:
+            usual = settings.image_batch_size
+        return (settings.batch_sizes or {}).get(frames, usual)
+
+    def _empty_prompts(self) -> dict[str, np.ndarray | None]:
+        dropout = self.settings.dropout
+        if not (dropout.all or dropout.each):
+            return dict.fromkeys(self.texts)
+        empty = {kind: source.empty() for kind, source in self.texts.items()}
+        for kind in (kind for kind, embedding in empty.items() if embedding is None):
+            get_logger().warning("text.%s: %s", kind, _NO_EMPTY)
+        return empty
+
+    @property
+    def buckets(self) -> dict[str, int]:
+        """Every bucket, frames x height x width, and its items per batch."""
+        return {name: self._count(name) for name in sorted(self._sizes)}
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches of one pass over all videos and pictures, or over the videos where an image ratio is set."""
+        return (self._videos if self._videos.items else self._images).per_epoch
+
+    @property
+    def items(self) -> list[Item]:
+        """The items that are used."""
+        return [self._items[number] for number in sorted(self._shapes)]
+
+    def is_image(self, index: int) -> bool:
+        """Whether an image ratio makes batch `index` one of pictures."""
+        return self._images_before(index + 1) > self._images_before(index)
+
+    def _images_before(self, index: int) -> int:
+        ratio = self.settings.image_ratio
+        return 0 if ratio is None else floor(index * ratio + self._offset)
+
+    def batch(self, index: int) -> Batch:
+        """Build batch `index` >= 0.
+
+        Returns:
+            "latent": float32 (b, c, t, h, w), drawn and scaled; "noise": standard normal of the same shape;
+            "timestep": float32 (b,), noise level in (0, 1000]; "mask": float32 (b, n), 1 where a text token counts, n
+            the sum of all encoders' lengths; one float32 (b, n_k, d_k) per encoder, by its name; "names": the videos;
+            "bucket": frames x height x width in RGB frames and pixels.
+
+        Raises:
+            NoGoodClip: nothing in the bucket is readable any more.
+        """
+        settings = self.settings
+        before = self._images_before(index)
+        if self.is_image(index):
+            bucket, numbers = self._images.batch(before)
+        else:
+            bucket, numbers = self._videos.batch(index - before)
+        numbers, mean, std, texts = self._gather(index, bucket, numbers)
+        draw = rng.stream(settings.seed, "generation.draw", index)
+        latent = self._scaled(mean, std, draw)
+        how = (settings.timesteps, settings.timestep_integer, settings.timestep_mean, settings.timestep_std)
+        return {
+            "latent": latent,
+            "noise": draw.standard_normal(latent.shape, np.float32),
+            "timestep": sample_timesteps(draw, len(numbers), *how),
+            **self._texts_of(index, texts),
+            "names": [self._items[number].name for number in numbers],
+            "bucket": bucket,
+        }
+
+    def _scaled(self, mean: np.ndarray, std: np.ndarray, draw: np.random.Generator) -> Float[np.ndarray, "b c t h w"]:
+        record = self.latents.record
+        z = mean
+        if self.settings.sample_latents:
+            z = mean + std * draw.standard_normal(mean.shape, np.float32)
+        return (z - np.float32(record.shift_factor)) * np.float32(record.scaling_factor)
+
+    def _gather(
+        self, index: int, bucket: str, numbers: Sequence[int]
+    ) -> tuple[list[int], np.ndarray, np.ndarray, list[list[np.ndarray]]]:
+        """Read the items of a batch; for one that has become unreadable, another of its bucket."""
+        found, parts, texts = [], [], []
+        for row, number in enumerate(numbers):
+            for candidate in self._candidates(index, row, bucket, number):
+                try:
+                    part = self._read(index, row, candidate, self._sizes[bucket])
+                    pairs = zip(self.texts.values(), self._keys[candidate], strict=True)
+                    text = [None if source.online else source.get([key])[0] for source, key in pairs]
+                except BadClip as error:
+                    self._report(error)
+                    continue
+                found.append(candidate)
+                parts.append(part)
+                texts.append(text)
+                break
+            else:
+                raise NoGoodClip(f"nothing of the size {bucket} is readable; the first: {next(iter(self.bad.items()))}")
+        self._encode_online(found, texts)
+        mean, std = (np.stack(values) for values in zip(*parts, strict=True))  # (b, c, t, h, w)
+        return found, mean, std, texts
+
+    def _encode_online(self, numbers: Sequence[int], texts: list[list[np.ndarray]]) -> None:
+        """Fill in the texts that are encoded on the way, those of a batch together."""
+        for place, source in enumerate(self.texts.values()):
+            if source.online:
+                embeddings = source.get([self._keys[number][place] for number in numbers])
+                for row, embedding in zip(texts, embeddings, strict=True):
+                    row[place] = embedding
+
+    def _candidates(self, index: int, row: int, bucket: str, first: int) -> Iterator[int]:
+        yield first
+        same = [number for number, shape in self._shapes.items() if self._named(shape) == bucket and number != first]
+        for place in rng.stream(self.settings.seed, "generation.replace", index, row).permutation(len(same)):
+            yield same[place]
+
+    def _named(self, shape: Shape) -> str | None:
+        bucket = self._bucket(shape)
+        return None if bucket is None else bucket[0]
+
+    def _read(
+        self, index: int, row: int, number: int, size: tuple[int, int, int]
+    ) -> tuple[Float[np.ndarray, "c t h w"], Float[np.ndarray, "c t h w"]]:
+        item = self._items[number]
+        mean, std = self.latents.get(item)
+        start = 0
+        spare = mean.shape[1] - size[0]
+        if spare > 0 and self.settings.sample_latents:
+            start = int(rng.stream(self.settings.seed, "generation.start", index, row).integers(spare + 1))
+        mean, std = mean[:, start : start + size[0]], std[:, start : start + size[0]]
+        if mean.shape[1:] != size:
+            raise BadClip(item.path, f"its latents have become {mean.shape[1:]} instead of {size}")
+        return mean, std
+
+    def _report(self, error: BadClip) -> None:
+        with self._lock:
+            known = error.path in self.bad
+            self.bad[error.path] = error.reason
+        if not known:
+            get_logger().warning("replaced by another: %s", error)
+
+    def _texts_of(self, index: int, texts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the embeddings of every encoder, padded, and the mask; prompts are dropped for guidance here."""
+        settings, count = self.settings, len(texts)
+        dropout = settings.dropout
+        dropped = drop_mask(dropout.seed, index, count, encoders=len(KINDS), p_all=dropout.all, p_each=dropout.each)
+        batch, masks = {}, []
+        for place, (kind, source) in enumerate(self.texts.items()):
+            length = getattr(settings.text_lengths, kind)
+            embeddings = np.zeros((count, length, source.width), np.float32)  # (b, n_k, d_k)
+            mask = np.zeros((count, length), np.float32)  # (b, n_k)
+            for row in range(count):
+                text = self._empty[kind] if dropped[row, KINDS.index(kind)] else texts[row][place]
+                if text is not None:
+                    tokens = min(len(text), length)
+                    embeddings[row, :tokens] = text[:tokens]
+                    mask[row, :tokens] = 1.0
+            batch[kind] = embeddings
+            masks.append(mask)
+        batch["mask"] = np.concatenate(masks, 1) if masks else np.zeros((count, 0), np.float32)
+        return batch

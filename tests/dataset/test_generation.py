@@ -1,0 +1,440 @@
+"""Batches of the transformer's training: what is drawn, from where, and how often."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mg.config.generation import GenerationSettings, TextFolders, TextLengths
+from mg.config.prompt_dropout import PromptDropout
+from mg.dataset import latent_sources
+from mg.dataset.cuts import Cut
+from mg.dataset.generation import GenerationSource
+from mg.dataset.latent_sources import LatentFolder, OnlineLatents
+from mg.dataset.latents import Latent, LatentRecord, Origin, write_latent
+from mg.dataset.manifest import Item
+from mg.dataset.text_cache import EncoderRecord, TextCacheWriter
+from mg.dataset.text_npz import write_text_npz
+from mg.dataset.text_sources import CachedTexts, NpzTexts, OnlineTexts, open_texts
+from mg.dataset.transforms import to_tensor
+from mg.dataset.video import write_video
+from mg.errors import NoGoodClip, UserError
+from mg.models.text_encoders.features import TextFeatures
+from mg.schedulers.timesteps import sample_timesteps
+
+RECORD = LatentRecord("0123456789abcdef", 2.0, 0.25, 4, 8, 8)
+BYT5 = EncoderRecord("byt5", "b5", 6, 32, "fp32", "quoted")
+UL2 = EncoderRecord("ul2", "u2", 5, 32, "fp32", "all")
+NO_DROPOUT = PromptDropout(all=0.0)
+WIDE, TALL = (2, 2, 4), (2, 4, 2)
+
+
+def item(name, row=1, caption="a caption"):
+    return Item(Path("/videos") / name, name, caption, row)
+
+
+def embedding(text, width):
+    """(n, width), n = number of words + 1: what the encoders of these tests give."""
+    rows = [np.full(width, len(word) + 0.125 * width, np.float32) for word in [*text.split(), ""]]
+    return np.stack(rows)
+
+
+def features(text, width, padded_to=None):
+    one = embedding(text, width)
+    n = padded_to or len(one)
+    padded = np.full((n, width), 99.0, np.float32)
+    padded[: len(one)] = one
+    mask = np.arange(n) < len(one)
+    return TextFeatures(padded[None], mask[None], np.arange(n, dtype=np.int32)[None])
+
+
+def store(folder, name, size=WIDE, frames=16, fps=16.0, seed=None, tae=RECORD.tae, std=0.5):
+    draw = np.random.default_rng(abs(hash(name)) % 1000 if seed is None else seed)
+    mean = draw.standard_normal((RECORD.channels, *size), np.float32)
+    origin = Origin(tae, name, frames, size[1] * 8, size[2] * 8, fps)
+    write_latent(folder / Path(name).with_suffix(".npz"), Latent(mean, np.full_like(mean, std), origin))
+    return mean
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Latents of 7 wide and 4 tall videos of 16 frames, and 5 pictures."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    RECORD.write(folder)
+    for i in range(7):
+        store(folder, f"wide{i}.mp4", WIDE, seed=i)
+    for i in range(4):
+        store(folder, f"tall{i}.mp4", TALL, seed=10 + i)
+    for i in range(5):
+        store(folder, f"picture{i}.png", (1, 2, 4), frames=1, fps=0.0, seed=20 + i)
+    return folder
+
+
+NAMES = [f"wide{i}.mp4" for i in range(7)] + [f"tall{i}.mp4" for i in range(4)] + [f"picture{i}.png" for i in range(5)]
+ITEMS = [item(name, row) for row, name in enumerate(NAMES, 1)]
+
+
+def settings(folder, **options):
+    options = {"batch_size": 3, "dropout": NO_DROPOUT, "tae_latent_folder": str(folder), **options}
+    return GenerationSettings(**options)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[key], b[key]) if isinstance(a[key], np.ndarray) else a[key] == b[key] for key in a
+    )
+
+
+def test_a_batch_is_a_pure_function_of_its_index(folder):
+    one = GenerationSource(ITEMS, settings(folder, image_ratio=0.3))
+    batches = [one.batch(index) for index in range(12)]
+    other = GenerationSource(ITEMS, settings(folder, image_ratio=0.3, in_memory=False))
+    for index in (11, 3, 7, 3, 0):  # any order, another process, read from disk
+        assert equal(other.batch(index), batches[index])
+    assert not any(equal(batches[i], batches[j]) for i in range(12) for j in range(i))
+    different = GenerationSource(ITEMS, settings(folder, image_ratio=0.3, seed=1))
+    assert not any(equal(different.batch(index), batches[index]) for index in range(12))
+
+
+def test_latents_are_drawn_and_scaled_and_all_draws_are_independent(tmp_path):
+    folder = tmp_path / "l"
+    RECORD.write(folder)
+    mean = store(folder, "a.mp4", (4, 6, 6), std=0.5)
+    source = GenerationSource([item("a.mp4")], settings(folder, batch_size=1))
+    batches = [source.batch(index) for index in range(200)]
+    z = np.stack([batch["latent"][0] for batch in batches]) / RECORD.scaling_factor + RECORD.shift_factor
+    deviation = (z - mean) / 0.5  # standard normal, if z ~ N(mean, 0.5)
+    count = deviation.size
+    assert abs(deviation.mean()) < 5 / count**0.5 and abs(deviation.std() - 1) < 5 / (2 * count) ** 0.5
+    noise = np.stack([batch["noise"][0] for batch in batches])
+    assert abs(noise.mean()) < 5 / count**0.5 and abs(noise.std() - 1) < 5 / (2 * count) ** 0.5
+    assert abs((noise * deviation).mean()) < 5 / count**0.5
+    assert batches[0]["latent"].dtype == batches[0]["noise"].dtype == np.float32
+    exact = GenerationSource([item("a.mp4")], settings(folder, batch_size=1, sample_latents=False)).batch(5)
+    np.testing.assert_allclose(exact["latent"][0], (mean - 0.25) * 2.0, rtol=1e-6)
+
+
+def test_noise_levels_have_the_distribution_that_was_asked_for(folder):
+    for kind in ("logit-normal", "uniform", "discrete-uniform"):
+        source = GenerationSource(ITEMS, settings(folder, timesteps=kind, batch_size=50))
+        found = np.sort(np.concatenate([source.batch(index)["timestep"] for index in range(40)]))
+        wanted = np.sort(sample_timesteps(np.random.default_rng(0), 2000, kind))
+        assert found.dtype == np.float32 and 0 < found[0] and found[-1] <= 1000
+        assert np.abs(found - wanted).max() < 80  # two samples' quantiles
+    whole = GenerationSource(ITEMS, settings(folder, timestep_integer=True, batch_size=50)).batch(0)["timestep"]
+    assert (whole == np.round(whole)).all()
+
+
+def test_a_batch_has_one_bucket_and_pictures_are_videos_of_one_frame(folder):
+    source = GenerationSource(ITEMS, settings(folder, image_batch_size=2))
+    assert source.buckets == {"16x16x32": 3, "16x32x16": 3, "1x16x32": 2}
+    sizes = {"16x16x32": (3, 4, *WIDE), "16x32x16": (3, 4, *TALL), "1x16x32": (2, 4, 1, 2, 4)}
+    seen = set()
+    for index in range(30):
+        batch = source.batch(index)
+        assert batch["latent"].shape == batch["noise"].shape == sizes[batch["bucket"]]
+        prefix = {"16x16x32": "wide", "16x32x16": "tall", "1x16x32": "picture"}[batch["bucket"]]
+        assert all(name.startswith(prefix) for name in batch["names"])
+        seen.add(batch["bucket"])
+    assert seen == set(sizes)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 1 / 3, 1.0])
+def test_the_share_of_pictures_is_exact(folder, ratio):
+    source = GenerationSource(ITEMS, settings(folder, image_ratio=ratio, batch_size=1))
+    kinds = [source.is_image(index) for index in range(1000)]
+    assert [source.batch(index)["latent"].shape[2] == 1 for index in range(30)] == kinds[:30]
+    assert abs(sum(kinds) - 1000 * ratio) <= 1  # one of 1,000; 2 % were allowed
+    for start in (0, 137, 800):
+        assert abs(sum(kinds[start : start + 100]) - 100 * ratio) <= 1
+
+
+def test_without_a_ratio_every_item_counts_alike(folder):
+    source = GenerationSource(ITEMS, settings(folder))
+    assert source.batches_per_epoch == pytest.approx(16 / 3)
+    used = Counter(name for index in range(16 * 10) for name in source.batch(index)["names"])  # 30 passes
+    assert set(used) == set(NAMES) and max(used.values()) - min(used.values()) <= 2 and sum(used.values()) == 480
+
+
+def test_long_videos_are_cut_to_the_buckets(tmp_path):
+    folder = tmp_path / "l"
+    RECORD.write(folder)
+    long = store(folder, "long.mp4", (6, 2, 2), frames=48, std=0.0)
+    store(folder, "short.mp4", (1, 2, 2), frames=8)
+    store(folder, "middle.mp4", (3, 2, 2), frames=20)
+    items = [item("long.mp4"), item("short.mp4"), item("middle.mp4")]
+    source = GenerationSource(items, settings(folder, batch_size=4, frames=(1, 16, 32), batch_sizes={32: 2}))
+    assert source.buckets == {"32x16x16": 2, "16x16x16": 4} and [one.name for one in source.items] == [
+        "long.mp4",
+        "middle.mp4",
+    ]
+    batches = [source.batch(index) for index in range(40)]
+    starts = Counter()
+    for batch in (batch for batch in batches if batch["bucket"] == "32x16x16"):
+        for clip in batch["latent"]:
+            windows = [np.allclose(clip, (long[:, s : s + 4] - 0.25) * 2, atol=1e-6) for s in range(3)]
+            assert sum(windows) == 1
+            starts[windows.index(True)] += 1
+    assert set(starts) == {0, 1, 2}
+    with pytest.raises(NoGoodClip, match="frames="):
+        GenerationSource(items, settings(folder, frames=(64,)))
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Embeddings of the captions of `captioned`: ByT5 as a cache with "", UL2 as files with an empty prompt's file."""
+    byt5, ul2 = tmp_path / "byt5", tmp_path / "ul2"
+    with TextCacheWriter(byt5, BYT5) as writer:
+        for text in dict.fromkeys([*CAPTIONS, ""]):
+            writer.append([text], features(text, 6))
+    ul2.mkdir()
+    UL2.write(ul2)
+    for name, text in zip(NAMES, CAPTIONS, strict=True):
+        write_text_npz(ul2 / Path(name).with_suffix(".npz"), features(text, 5, padded_to=8), UL2.fingerprint)
+    write_text_npz(tmp_path / "empty.npz", features("", 5, padded_to=8), UL2.fingerprint)
+    return TextFolders(byt5=str(byt5), ul2=str(ul2)), TextFolders(ul2=str(tmp_path / "empty.npz"))
+
+
+CAPTIONS = [["a red circle", "one large blue cross moves left slowly", "fog"][i % 3] for i in range(len(NAMES))]
+CAPTIONED = [replace(one, caption=text) for one, text in zip(ITEMS, CAPTIONS, strict=True)]
+LENGTHS = TextLengths(ul2=6, byt5=5)
+
+
+def expected(text, width, length):
+    one = embedding(text, width)[:length]
+    padded = np.zeros((length, width), np.float32)
+    padded[: len(one)] = one
+    return padded, (np.arange(length) < len(one)).astype(np.float32)
+
+
+@pytest.mark.parametrize("in_memory", [None, True, False])
+def test_texts_are_cut_padded_and_masked(folder, texts, in_memory):
+    options = {"text": texts[0], "empty_text": texts[1], "text_lengths": LENGTHS, "in_memory": in_memory}
+    source = GenerationSource(CAPTIONED, settings(folder, **options))
+    assert list(source.texts) == ["ul2", "byt5"]
+    assert [s.fingerprint for s in source.texts.values()] == ["u2", "b5"]
+    for index in range(6):
+        batch = source.batch(index)
+        assert batch["ul2"].shape == (3, 6, 5) and batch["byt5"].shape == (3, 5, 6) and batch["mask"].shape == (3, 11)
+        for row, name in enumerate(batch["names"]):
+            text = CAPTIONS[NAMES.index(name)]
+            ul2, ul2_mask = expected(text, 5, 6)
+            byt5, byt5_mask = expected(text, 6, 5)
+            np.testing.assert_array_equal(batch["ul2"][row], ul2)
+            np.testing.assert_array_equal(batch["byt5"][row], byt5)
+            np.testing.assert_array_equal(batch["mask"][row], [*ul2_mask, *byt5_mask])
+
+
+def test_padding_is_seen_only_when_asked_for(folder, texts):
+    options = {"text": TextFolders(ul2=texts[0].ul2), "text_lengths": TextLengths(ul2=7), "attend_padding": True}
+    batch = GenerationSource(CAPTIONED, settings(folder, **options)).batch(0)
+    assert (batch["mask"] == 1).all()
+    for row, name in enumerate(batch["names"]):
+        np.testing.assert_array_equal(batch["ul2"][row], features(CAPTIONS[NAMES.index(name)], 5, 8).embeddings[0, :7])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_dropped_prompts_are_the_empty_prompt(folder, texts, known, caplog):
+    # With no file of the empty prompt, UL2's are masked out; the cache knows "" itself.
+    options = {"text": texts[0], "empty_text": texts[1] if known else TextFolders(), "text_lengths": LENGTHS}
+    dropout = PromptDropout(all=0.2, each=0.1, seed=4)
+    source = GenerationSource(CAPTIONED, settings(folder, batch_size=20, dropout=dropout, **options))
+    kept = GenerationSource(CAPTIONED, settings(folder, batch_size=20, **options))
+    assert source.null_prompts == {"ul2": known, "byt5": True}
+    assert ("empty prompt" in caplog.text) != known
+    empty = {"ul2": expected("", 5, 6), "byt5": expected("", 6, 5)}
+    if not known:
+        empty["ul2"] = (np.zeros((6, 5)), np.zeros(6))
+    rates = Counter()
+    for index in range(60):
+        batch, whole = source.batch(index), kept.batch(index)
+        assert batch["names"] == whole["names"] and np.array_equal(batch["latent"], whole["latent"])
+        masks = {"ul2": slice(0, 6), "byt5": slice(6, 11)}
+        for row in range(20):
+            lost = []
+            for kind, (null, mask) in empty.items():
+                if np.array_equal(batch["mask"][row, masks[kind]], mask):
+                    lost.append(kind)
+                    np.testing.assert_array_equal(batch[kind][row], null)
+                else:
+                    np.testing.assert_array_equal(batch[kind][row], whole[kind][row])
+                    np.testing.assert_array_equal(batch["mask"][row, masks[kind]], whole["mask"][row, masks[kind]])
+            rates["+".join(lost)] += 1
+    share = {key: count / 1200 for key, count in rates.items()}
+    one = 0.8 * 0.1 * 0.9  # by itself, the other one not
+    assert share["ul2+byt5"] == pytest.approx(0.2 + 0.8 * 0.01, abs=0.03)
+    assert share["ul2"] == pytest.approx(one, abs=0.02) and share["byt5"] == pytest.approx(one, abs=0.02)
+
+
+def test_equal_texts_are_in_memory_once(folder, texts):
+    for kind in ("ul2", "byt5"):
+        opened = open_texts(settings(folder, text=texts[0]))[kind]
+        keys = {opened.key(one, None) for one in CAPTIONED}
+        assert len(keys) == 3 and len(opened._store._kept) == 3
+    whole = sum(embedding(text, 6).nbytes for text in set(CAPTIONS))
+    assert opened._store._used == whole
+
+
+@pytest.mark.parametrize("memory, latents, captions", [(600, 1, 3), (100, 0, 1)])
+def test_what_does_not_fit_into_memory_is_read_when_needed(folder, texts, monkeypatch, memory, latents, captions):
+    options = {"text": texts[0], "empty_text": texts[1], "text_lengths": LENGTHS}
+    whole = GenerationSource(CAPTIONED, settings(folder, **options))
+    monkeypatch.setattr(latent_sources, "MEMORY", memory)  # a latent takes 512 bytes, UL2's texts 80, 120 and 40
+    small = GenerationSource(CAPTIONED, settings(folder, **options))
+    assert len(small.latents._kept) == latents and len(whole.latents._kept) == 16
+    assert len(small.texts["ul2"]._store._kept) == captions
+    assert all(equal(small.batch(index), whole.batch(index)) for index in range(8))
+
+
+def test_frame_rates_in_front_of_captions(tmp_path, folder):
+    with TextCacheWriter(tmp_path / "t", BYT5) as writer:
+        for text in ("FPS-16 fog", "FPS-24 fog", "fog"):
+            writer.append([text], features(text + " " + text[4:6], 6))
+    items = [replace(one, caption="fog") for one in (ITEMS[0], ITEMS[-1])]  # a video of 16 frames per second, a picture
+    for fps, wanted in (("none", ["fog", "fog"]), (24, ["FPS-24 fog"] * 2), ("video", ["FPS-16 fog", "fog"])):
+        option = settings(folder, text=TextFolders(byt5=str(tmp_path / "t")), fps=fps)
+        source = GenerationSource(items, option)
+        assert [keys[0] for keys in source._keys.values()] == wanted
+
+
+def test_bad_latents_are_named_and_left_out(folder, caplog):
+    (folder / "wide3.npz").write_bytes((folder / "wide3.npz").read_bytes()[:-300])
+    source = GenerationSource(ITEMS, settings(folder))
+    assert list(source.bad) == [str(folder / "wide3.npz")] and "wide3.npz: damaged" in caplog.text
+    assert "wide3.mp4" not in {name for index in range(40) for name in source.batch(index)["names"]}
+    (folder / "wide4.npz").unlink()
+    with pytest.raises(UserError, match=r"2 of 16 rows are unusable, more than max_bad=0\.1.*wide3\.npz"):
+        GenerationSource(ITEMS, settings(folder))
+    assert len(GenerationSource(ITEMS, settings(folder, max_bad=0.2)).bad) == 2
+    with pytest.raises(NoGoodClip, match="none of the 1 rows is usable.*encode it by"):
+        GenerationSource([ITEMS[4]], settings(folder))
+
+
+def test_a_file_that_goes_bad_during_the_run_is_replaced(folder, caplog):
+    source = GenerationSource(ITEMS, settings(folder, in_memory=False))
+    for i in range(3):
+        (folder / f"tall{i}.npz").write_text("gone")
+    names = Counter()
+    for index in range(30):
+        batch = source.batch(index)
+        if batch["bucket"] == "16x32x16":
+            names.update(batch["names"])
+    assert set(names) == {"tall3.mp4"} and len(source.bad) == 3
+    assert sum("replaced by another" in record.getMessage() for record in caplog.records) == 3
+    (folder / "tall3.npz").unlink()
+    with pytest.raises(NoGoodClip, match="nothing of the size 16x32x16 is readable"):
+        for index in range(30):
+            source.batch(index)
+
+
+def test_folders_of_other_models_are_refused(tmp_path, folder, texts):
+    with pytest.raises(UserError, match="0123456789abcdef, not by f00d"):
+        LatentFolder(folder, tae="f00d")
+    store(folder, "wide0.mp4", tae="f00d")  # an --overwrite by another one that was broken off
+    source = GenerationSource(ITEMS, settings(folder))
+    assert "autoencoder f00d" in source.bad[str(folder / "wide0.npz")]
+    with pytest.raises(UserError, match=r"text\.metaclip: .*embeddings of ul2"):
+        open_texts(settings(folder, text=TextFolders(metaclip=texts[0].ul2)))
+    with pytest.raises(UserError, match=r"text\.ul2: .*no text cache ul2-.*byt5-b5"):
+        open_texts(settings(folder, text=TextFolders(ul2=texts[0].byt5)))
+    with pytest.raises(UserError, match=r"text\.ul2: .*is not a folder"):
+        open_texts(settings(folder, text=TextFolders(ul2=str(tmp_path / "nowhere"))))
+    with pytest.raises(UserError, match=r"text\.byt5: .*attend_padding=false"):
+        open_texts(settings(folder, text=TextFolders(byt5=texts[0].byt5), attend_padding=True))
+    with pytest.raises(UserError, match="tae_latent_folder is missing"):
+        GenerationSource(ITEMS, replace(settings(folder), tae_latent_folder=None))
+
+
+def test_missing_texts_are_named(folder, texts):
+    strangers = [replace(CAPTIONED[0], caption="nobody encoded this"), *CAPTIONED[1:]]
+    source = GenerationSource(strangers, settings(folder, text=TextFolders(byt5=texts[0].byt5)))
+    assert "'nobody encoded this' is not in" in source.bad["/videos/wide0.mp4"]
+    Path(texts[0].ul2, "wide1.npz").write_bytes(b"PK")
+    source = GenerationSource(CAPTIONED, settings(folder, text=TextFolders(ul2=texts[0].ul2)))
+    assert "damaged" in source.bad[str(Path(texts[0].ul2, "wide1.npz"))]
+    silent = [replace(one, caption=None) for one in CAPTIONED]
+    with pytest.raises(NoGoodClip, match="row 1 has no caption"):
+        GenerationSource(silent, settings(folder, text=TextFolders(byt5=texts[0].byt5)))
+
+
+def test_a_cache_may_be_named_by_its_own_folder(folder, texts):
+    inside = next(Path(texts[0].byt5).iterdir())
+    opened = open_texts(settings(folder, text=TextFolders(byt5=str(inside))))["byt5"]
+    assert isinstance(opened, CachedTexts) and opened.fingerprint == "b5"
+    assert isinstance(open_texts(settings(folder, text=texts[0]))["ul2"], NpzTexts)
+
+
+def test_folders_of_the_reference_have_no_records(tmp_path):
+    mean = np.random.default_rng(0).standard_normal((2, 16, 3, 5)).astype(np.float32)  # (t, c, h, w)
+    (tmp_path / "l").mkdir()
+    np.savez(tmp_path / "l/a.npz", latent_mean=mean, latent_std=np.zeros_like(mean))
+    batch = GenerationSource([item("a.mp4")], settings(tmp_path / "l", batch_size=1)).batch(0)
+    np.testing.assert_allclose(batch["latent"][0], (mean.transpose(1, 0, 2, 3) - 0.0609) * 1.5305, rtol=1e-5, atol=1e-6)
+    assert batch["bucket"] == "16x24x40"
+
+
+class Words:
+    """A text encoder as far as `OnlineTexts` looks at one."""
+
+    kind, width, fingerprint = "byt5", 6, "b5"
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode(self, texts, trim=False):
+        assert trim
+        self.encoded += texts
+        parts = [features(text, 6, padded_to=9) for text in texts]
+        return TextFeatures(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("embeddings", "mask", "tokens")))
+
+
+def test_online_is_the_same_source(tmp_path, texts):
+    """Videos and captions encoded on the way give what their caches give, batch by batch."""
+    videos, latents = tmp_path / "videos", tmp_path / "l"
+    videos.mkdir()
+    RECORD.write(latents)
+    draw = np.random.default_rng(0)
+    cut = Cut(((16, 32),), frames=16)
+
+    def encode(frames):
+        x = to_tensor(frames)  # (3, t, h, w)
+        small = x.reshape(3, -1, min(8, x.shape[1]), x.shape[2] // 8, 8, x.shape[3] // 8, 8).mean((2, 4, 6))
+        return np.concatenate([small, small[:1]]), np.full((4, *small.shape[1:]), 0.3, np.float32)
+
+    items = []
+    for number, caption in enumerate(CAPTIONS[:4]):
+        path = videos / (f"{number}.png" if number == 3 else f"{number}.mp4")
+        frames = draw.integers(0, 256, (16, 40, 72, 3), dtype=np.uint8)
+        Image.fromarray(frames[0]).save(path) if number == 3 else write_video(path, frames, 16)
+        items.append(Item(path, path.name, caption, number + 1))
+        mean, std = encode(cut.read(items[-1], cut.bucket(items[-1])))
+        origin = Origin(RECORD.tae, "", 1 if number == 3 else 16, 16, 32, 0.0 if number == 3 else 16.0)
+        write_latent(latents / f"{number}.npz", Latent(mean, std, origin))
+    option = settings(latents, text=TextFolders(byt5=texts[0].byt5), text_lengths=LENGTHS, image_ratio=0.5)
+    option = replace(option, batch_size=2, dropout=PromptDropout(all=0.3))
+    words = Words()
+    online = GenerationSource(
+        items, option, OnlineLatents(encode, RECORD, cut), {"byt5": OnlineTexts(words, LENGTHS.byt5)}
+    )
+    cached = GenerationSource(items, option)
+    assert online.online and not cached.online and online.buckets == cached.buckets == {"16x16x32": 2, "1x16x32": 2}
+    for index in range(10):
+        a, b = online.batch(index), cached.batch(index)
+        assert a.keys() == b.keys()
+        for key in a:
+            if isinstance(a[key], np.ndarray):
+                np.testing.assert_allclose(a[key], b[key], atol=1e-6)
+            else:
+                assert a[key] == b[key]
+    assert Counter(words.encoded) == Counter({*CAPTIONS[:4], ""})  # each text once
+
+
+@pytest.mark.parametrize("ratio, missing", [(0.5, "pictures"), (1.0, "pictures"), (0.5, "videos")])
+def test_a_ratio_needs_both_kinds(folder, ratio, missing):
+    only = [one for one in ITEMS if one.is_image == (missing == "videos")]
+    with pytest.raises(NoGoodClip, match=f"image_ratio={ratio}: there are no {missing}"):
+        GenerationSource(only, settings(folder, image_ratio=ratio))
