@@ -66,6 +66,34 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """Cut the learning rate when validation stops getting better; raises UserError for values out of range."""
+
+    factor: float = 1.0
+    """Multiplies the learning rate, above 0; 1 is off."""
+    patience: int = 10
+    """Validations without progress before a cut, counted anew after each one."""
+    min_delta: float = 1e-4
+    """A figure counts as progress when it is better than the best one by more than this."""
+    min_lr: float = 0.0
+    """No cut goes below this learning rate."""
+    monitor: str = "val_loss"
+    """Figure of the validation to watch."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger figure is better."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        section = "lr_reduce_on_plateau"
+        _require(0 < self.factor <= 1, f"{section}.factor", self.factor, "above 0 and at most 1 (off)")
+        _require(self.patience >= 1, f"{section}.patience", self.patience, "1 or above")
+        for name in ("min_delta", "min_lr"):
+            value = getattr(self, name)
+            _require(_finite(value, 0), f"{section}.{name}", value, "a finite number, 0 or above")
+        _require(self.mode in ("min", "max"), f"{section}.mode", self.mode, "'min' or 'max'")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """One training run; steps are optimizer steps, not micro-batches; raises UserError for values out of range."""
 
@@ -75,6 +103,7 @@ class TrainerConfig:
     """Micro-batches per step; their gradients are averaged by number of valid elements."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lr_reduce_on_plateau: PlateauConfig = field(default_factory=PlateauConfig)
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, in [0, 1); 0 is off."""
     log_every: int = 10
@@ -97,3 +126,8 @@ class TrainerConfig:
         for name in ("validate_every", "max_bad_steps", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        plateau = self.lr_reduce_on_plateau
+        _require(
+            plateau.factor == 1 or self.validate_every >= 1,
+            "validate_every", self.validate_every, "1 or above where lr_reduce_on_plateau.factor is not 1",
+        )

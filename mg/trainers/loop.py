@@ -21,6 +21,7 @@ from mg.errors import NumericalAbort, UserError
 from mg.files import writable_folder
 from mg.trainers import checkpoint
 from mg.trainers.ema import swapped
+from mg.trainers.plateau import Plateau
 from mg.trainers.runlog import RunLog
 from mg.trainers.schedule import learning_rate
 from mg.trainers.step import Stepper
@@ -70,6 +71,9 @@ class Trainer:
         self._terms = tuple(loss.terms)
         self._open = batches if not hasattr(batches, "batch") else _by_index(batches)
         self._validate = validate
+        self._plateau = Plateau(config.lr_reduce_on_plateau)
+        if validate is None and self._plateau.config.factor != 1:
+            raise UserError("lr_reduce_on_plateau needs a validation; name a validation list, or set its factor to 1")
         self._hook = hook
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
         self._fingerprint = {**(fingerprint or {}), "trainer": own}
@@ -136,7 +140,7 @@ class Trainer:
         clock = _Clock(batches, config.accumulation, self._loss.inputs[0])
         values, norm, grads = self._stepper.gradient(clock)
         self.step += 1
-        lr = learning_rate(self.step, config.optimizer.lr, config.schedule, config.steps)
+        lr = self._plateau.rate(learning_rate(self.step, config.optimizer.lr, config.schedule, config.steps))
         bad = not (math.isfinite(values[0]) and math.isfinite(norm))
         if not bad:
             self._stepper.update.apply(grads, norm, lr, self.updates + 1)
@@ -177,6 +181,20 @@ class Trainer:
         log.event("validate", step=self.step)
         log.say(f"step {self.step} validation " + " ".join(f"{key} {value:.4f}" for key, value in figures.items()))
         self._metrics.update(figures)
+        if self.step % self.config.validate_every == 0:  # not the extra one at the end: a longer run has none there
+            self._watch(log, figures)
+
+    def _watch(self, log: RunLog, figures: Mapping[str, float]) -> None:
+        watched = self._plateau.config
+        if watched.factor == 1:
+            return
+        if watched.monitor not in figures:
+            raise UserError(
+                f"lr_reduce_on_plateau.monitor={watched.monitor}: the validation has {', '.join(figures)}; name one"
+            )
+        if self._plateau.observe(figures[watched.monitor]):
+            log.event("plateau", step=self.step, scale=self._plateau.scale)
+            log.say(f"step {self.step}: {watched.monitor} on a plateau, learning rate x {self._plateau.scale:.4g}")
 
     def _moments(self) -> dict[str, Parameter]:
         named = self._stepper.update.state(self._trained)
@@ -196,6 +214,7 @@ class Trainer:
         state = {
             "updates": self.updates,
             "bad_in_a_row": self._bad_in_a_row,
+            "plateau": self._plateau.state(),
             "metrics": {key: value if math.isfinite(value) else None for key, value in self._metrics.items()},
             "fingerprint": self._fingerprint,
             "config": asdict(self.config),
@@ -220,6 +239,8 @@ class Trainer:
         self.step = found.step
         self.updates = found.state["updates"]
         self._bad_in_a_row = found.state["bad_in_a_row"]
+        if "plateau" in found.state:  # checkpoints of earlier versions have none
+            self._plateau.restore(found.state["plateau"])
         # A figure that was not finite stands there as null: it has no value to go on with.
         self._metrics = {key: value for key, value in found.state["metrics"].items() if value is not None}
         return True

@@ -118,13 +118,24 @@ class Processor:
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the tokenizer's files and the options into a folder."""
+        self._unused()
         self.tokenizer.save_pretrained(str(folder))
         write_json(folder / FILE, asdict(self.config))
 
     def identity(self) -> str:
         """Everything that decides about the tokens, as text, for a fingerprint."""
-        tokenizer = self.tokenizer
-        fast = getattr(tokenizer, "backend_tokenizer", None)
+        tokenizer, fast = self.tokenizer, self._unused()
         # A slow tokenizer has no description of itself, but its vocabulary and its class.
         inside = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
         return json.dumps([type(tokenizer).__name__.removesuffix("Fast"), inside, asdict(self.config)])
+
+    def _unused(self) -> Any:
+        """Return the fast tokenizer, None for a slow one, without the cutting and padding that its last use left in it.
+
+        They would be written into its files and its description; each use sets them again.
+        """
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is not None:
+            fast.no_truncation()
+            fast.no_padding()
+        return fast

@@ -1,0 +1,27 @@
+"""Train the transformer on latents and texts, or go on with a run found in --output_path."""
+
+from pathlib import Path
+
+from mg.config import cli
+from mg.config.train import TrainConfig
+from mg.pipelines.interrupts import held
+
+
+def main(argv: list[str]) -> None:
+    """Parse, train, report."""
+    config = cli.parse(TrainConfig, argv, description=__doc__)
+    with held():
+        from mg.pipelines.train import CONFIG_RECORD, FINAL_FOLDER, train  # after parsing: imports MindSpore
+
+    figures = train(config)
+    stopped, step = figures.pop("stopped"), figures.pop("step")
+    ending = "; stopped early, the same command goes on from there" if stopped else ""
+    print(f"step {step}/{config.train.steps}{ending}")
+    for name, value in figures.items():
+        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+    folder = Path(config.output_path)
+    print(f"weights are in {folder / FINAL_FOLDER}, logs, {CONFIG_RECORD} and checkpoints beside it")
+
+
+if __name__ == "__main__":
+    cli.run(main)

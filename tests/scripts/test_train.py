@@ -1,0 +1,92 @@
+"""scripts/train.py: a run from the command line and from stacked YAML files, and its mistakes in one line."""
+
+import json
+
+import mindspore  # noqa: F401 - must be loaded before decord
+import numpy as np
+import pytest
+
+from mg.config import cli
+from mg.config.train import TrainConfig
+
+SCRIPT = "train.py"
+YAML = """
+model: {preset: tiny, max_length: [1, 2, 2], hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
+        num_attention_heads: 2}
+data: {text_lengths: {ul2: 4}, batch_size: 2, dropout: {all: 0.5}}
+train: {steps: 2, log_every: 1, ema_decay: 0.5}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Latents and embeddings of three videos, and two YAML files."""
+    from mg.dataset.latents import Latent, LatentRecord, write_latent
+    from mg.dataset.text_npz import write_text_npz
+    from mg.models.text_encoders.features import TextFeatures
+
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    LatentRecord("tae0", 1.0, 0.0, 16, 8, 8).write(folder / "latents")
+    for name in "abc":
+        latent = rng.standard_normal((16, 1, 4, 4)).astype(np.float32)
+        write_latent(folder / "latents" / f"{name}.npz", Latent(latent, np.zeros_like(latent)))
+        embeddings = rng.standard_normal((1, 4, 6)).astype(np.float32)
+        text = TextFeatures(embeddings, np.ones((1, 4), bool), np.ones((1, 4), int))
+        write_text_npz(folder / "ul2" / f"{name}.npz", text, "enc0")
+    (folder / "list.csv").write_text("video,caption\n" + "".join(f"{name}.mp4,{name}\n" for name in "abc"))
+    (folder / "base.yaml").write_text(YAML)
+    (folder / "over.yaml").write_text("train: {steps: 3}\n")
+    return folder
+
+
+@pytest.fixture
+def command(folder):
+    """The command's arguments but for the output folder."""
+    paths = f"--data.tae_latent_folder {folder}/latents --data.text.ul2 {folder}/ul2 --csv_path {folder}/list.csv"
+    return [*f"--config {folder}/base.yaml --device CPU --mode pynative {paths}".split()]
+
+
+def test_a_run_says_where_the_weights_are(here, command, folder, tmp_path):
+    result = here(SCRIPT, *command, "-c", folder / "over.yaml", "--output_path", tmp_path / "run")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[0] == "step 3/3" and any(line.startswith("loss: ") for line in lines)
+    assert lines[-1].startswith(f"weights are in {tmp_path}/run/transformer, logs, config.yaml")
+    record = cli.load(TrainConfig, tmp_path / "run" / "config.yaml")
+    assert (record.train.steps, record.model.hidden_size, record.data.text.ul2) == (3, 16, f"{folder}/ul2")
+    said = json.loads((tmp_path / "run" / "transformer" / "config.json").read_text())
+    assert said["hidden_size"] == 16 and said["text_widths"] == [["ul2", 6]]
+    assert (said["null_text"], said["trained_with"]["tae"]) == ("zeros", "tae0")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--csv_path", "{0}/no.csv"], "csv_path: {0}/no.csv is not a file"),
+        (["--valid.csv_path", "{0}/no.csv"], "valid.csv_path: {0}/no.csv is not a file"),
+        (["--data.tae_latent_folder", "{0}/none"], "data.tae_latent_folder: {0}/none is not a folder"),
+        (["--data.text.ul2", "{0}/none"], "data.text.ul2: {0}/none is not a folder"),
+        (["--model.pretrained", "{0}/none"], "model.pretrained: {0}/none"),
+        (["--model.preset", "llama-2B"], "llama-2B"),
+        (["--model.recompute_every_nth_block", "0"], "model.recompute_every_nth_block=0 must be at least 1"),
+        (["--model.num_attention_heads", "3"], "model.hidden_size=16 must be a multiple of num_attention_heads=3"),
+        (["--model.max_length", "1", "1", "2"], "videos of 8x32x32"),
+        (["--loss.token_drop", "1"], "loss.token_drop=1.0 must be in [0, 1)"),
+        (["--data.batch_size", "0"], "data.batch_size=0"),
+        (["--data.image_ratio", "0.5"], "data.image_ratio=0.5: there are no pictures"),
+        (["--sample.every", "3"], "sample.every=3 must be a multiple of train.validate_every=0"),
+        (["--train.validate_every", "1", "--sample.every", "1", "--sample.guidance_scale", "3", "--data.dropout.all",
+          "0"], "sample.guidance_scale=3.0 needs a model that knows the empty prompt"),
+        (["--train.lr_reduce_on_plateau.factor", "0.5"], "validate_every=0 must be 1 or above"),
+        (["--train.lr_reduce_on_plateau.factor", "0.5", "--train.validate_every", "1"], "name --valid.csv_path"),
+        (["--tae.pretrained", "{0}/none.safetensors"], "tae.pretrained {0}/none.safetensors"),
+        (["--train.step", "4"], "did you mean train.steps?"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(here, error_line, command, tmp_path, args, words):
+    args = [arg.format(tmp_path) for arg in args]
+    result = here(SCRIPT, *command, "--output_path", tmp_path / "o", *args)
+    line = error_line(result, result.code if result.code in (2, 5) else 2)
+    assert words.format(tmp_path) in line
+    assert not (tmp_path / "o" / "config.yaml").exists()
