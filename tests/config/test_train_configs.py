@@ -55,7 +55,7 @@ def test_the_world_of_shapes_is_trained_on_what_its_tools_write():
     shapes = config("tiny_shapes")
     assert shapes.model.preset == "tiny" and shapes.data.batch_size == 64
     lengths = shapes.data.text_lengths
-    assert (lengths.ul2, lengths.metaclip, lengths.byt5) == (64, 32, 16)
+    assert (lengths.ul2, lengths.metaclip, lengths.byt5) == (64, 48, 16)
     assert set(shapes.data.text.by_kind) == {"ul2", "metaclip", "byt5"}
     assert 0.1 <= shapes.data.dropout.all <= 0.2 and 0.99 <= shapes.train.ema_decay < 1
     assert shapes.sample.every % shapes.train.validate_every == 0
