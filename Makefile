@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 		--num_frames 32 --image_size 128 --output_path $(DEMO) --save_vis
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

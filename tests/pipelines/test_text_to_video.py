@@ -382,7 +382,7 @@ def test_a_folder_makes_videos_and_survives_a_round_trip(folder, tmp_path):
     one = pipe("a red circle", **{**options, "num_inference_steps": 1}, output_type="latent")
     np.testing.assert_allclose(one, z, atol=1e-4)
     frames = pipe("a red circle", **{**options, "num_inference_steps": 1})
-    pixels = pipe.tae.decode(Tensor(one)).asnumpy()[0, :, :9]
+    pixels = pipe.tae.decode(Tensor(one / pipe.tae.scale_factor + pipe.tae.shift_factor)).asnumpy()[0, :, :9]
     np.testing.assert_array_equal(frames[0], np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).transpose(1, 2, 3, 0))
 
 
