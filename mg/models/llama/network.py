@@ -102,7 +102,9 @@ class LlamaModel(nn.Cell):
         b, _, t, h, w = latent.shape
         positions = self._positions((t, h, w))  # (n, d); first, because it checks the size
         x = self.latent_embedder(self.patchify(latent).astype(self.compute_type))  # (b, n, d)
-        positions = mint.cat([positions.reshape(1, *positions.shape)] * b, 0).astype(x.dtype)
+        positions = positions.reshape(1, *positions.shape).astype(x.dtype)
+        if b > 1:
+            positions = mint.cat([positions] * b, 0)  # (b, n, d): sums of equal shapes are quicker
         if kept is not None:
             x, positions = _rows(x, kept), _rows(positions, kept)
         embedded = self.timestep_embedder(timestep)  # (b, d)
