@@ -105,17 +105,25 @@ def _portable_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) ->
         out = []
         for i in range(0, b, step):
             part = None if bias is None else bias[i : i + step]
-            out.append(_attend(q[i : i + step], k[i : i + step], v[i : i + step], part))
+            queries = _after(q[i : i + step], out)
+            out.append(_attend(queries, k[i : i + step], v[i : i + step], part))
         return mint.cat(out, 0)
     step = max(1, MAX_SCORES // (heads * m))
     rows = []
     for i in range(b):
         part = None if bias is None else bias[i : i + 1]
+        keys, values = k[i : i + 1], v[i : i + 1]
         chunks = []
         for j in range(0, n, step):
-            chunks.append(_attend(q[i : i + 1, :, j : j + step], k[i : i + 1], v[i : i + 1], part))
+            queries = _after(q[i : i + 1, :, j : j + step], chunks or rows)
+            chunks.append(_attend(queries, keys, values, part))
         rows.append(mint.cat(chunks, 2))
     return mint.cat(rows, 0)
+
+
+def _after(queries: Tensor, done: list[Tensor]) -> Tensor:
+    """Let a chunk wait for the one before: a graph would make the scores of all of them first, and hold them."""
+    return ms.ops.depend(queries, done[-1]) if done else queries
 
 
 def _spread_heads(bias: Float[Tensor, "b 1 1 m"], heads: int) -> Float[Tensor, "b heads m 1"]:
