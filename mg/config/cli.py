@@ -128,12 +128,18 @@ def _normalised(argv: Sequence[str], options: dict[str, Any]) -> tuple[list[str]
             files.append(value if equals else rest.pop(0))
         elif bool in parts and not equals and not following:
             words.append(f"{word}=true")
-        elif parts & {tuple, list} and not equals and following > 1:
+        elif not equals and (parts & {tuple, list} and following > 1 or _needs_brackets(parts, rest[:following])):
             words.append(f"{word}=[{','.join(rest[:following])}]")
             del rest[:following]
         else:
             words.append(word)
     return words, files
+
+
+def _needs_brackets(parts: set[Any], values: Sequence[str]) -> bool:
+    """Whether this is a single bare value of an option that takes a tuple and nothing else but none."""
+    only_tuple = bool(parts & {tuple, list}) and parts <= {tuple, list, type(None)}
+    return only_tuple and len(values) == 1 and not values[0].startswith(("[", "(")) and values[0] != "null"
 
 
 def _check_file(path: str, options: dict[str, Any]) -> None:

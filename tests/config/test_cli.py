@@ -133,6 +133,11 @@ def test_tuples_are_lists_or_words(size):
     assert run.train.optim.betas == (0.1, 0.2) and run.train.lengths == (1, 2, 3)
 
 
+def test_a_tuple_of_one_needs_no_brackets():
+    assert parse("--train.lengths", "7").train.lengths == (7,)
+    assert parse("--train.lengths", "[7]", "--name", "two").train.lengths == (7,)
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -143,7 +148,7 @@ def test_tuples_are_lists_or_words(size):
         (["--train.steps", "x"], ["train.steps: x is not of type int"]),
         (["--train.steps", "1.5"], ["train.steps: 1.5 is not of type int"]),
         (["--train.optim.betas", "0.1", "0.2", "0.3"], ["train.optim.betas: [0.1, 0.2, 0.3] is not of type tuple"]),
-        (["--train.lengths", "x"], ["train.lengths: x is not of type tuple[int, ...], null"]),
+        (["--train.lengths", "x"], ["train.lengths: ['x'] is not of type int", "tuple[int, ...], null"]),
         (["--tile", "maybe"], ["tile: maybe is not of type bool"]),
         (["--ckpt_path"], ["--ckpt_path", "expected one argument"]),
         (["--train", '{"step": 3}'], ["'train'", "'step'"]),
