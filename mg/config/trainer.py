@@ -105,7 +105,7 @@ class TrainerConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     lr_reduce_on_plateau: PlateauConfig = field(default_factory=PlateauConfig)
     ema_decay: float = 0.0
-    """Decay of the moving average of the weights, in [0, 1); 0 is off."""
+    """Decay of the moving average of the weights, in [0, 1), less at first: at most (1 + n) / (10 + n); 0 is off."""
     log_every: int = 10
     """Steps 1, log_every, 2 * log_every, ... and every skipped step go to metrics.jsonl."""
     save_every: int = 500

@@ -13,6 +13,14 @@ def ema_update(rate: Tensor, param: Parameter, average: Parameter) -> bool:
     return True
 
 
+def decay_at(decay: float, updates: int) -> float:
+    """Return the share of the average that update number `updates` (1 for the first) keeps: min(decay, (1+n) / (10+n)).
+
+    Without the second term the weights of the start, which say nothing yet, weigh in for 1 / (1 - decay) updates.
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 def averages_of(params: Sequence[Parameter]) -> ParameterTuple:
     """Return one float32 copy per parameter, to be averaged from the present weights on."""
     return ParameterTuple(

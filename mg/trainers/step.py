@@ -11,7 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mg.config.trainer import OptimizerConfig
 from mg.trainers import soap
-from mg.trainers.ema import averages_of, ema_update
+from mg.trainers.ema import averages_of, decay_at, ema_update
 from mg.trainers.optim import adamw_scalars, adamw_update, zeros_like
 
 
@@ -113,7 +113,7 @@ class ApplyStep(nn.Cell):
         self.averages = averages_of(params) if self.keeps_average else ()
         self.map = ops.HyperMap()
         self._config = config
-        self._rate = 1.0 - ema_decay
+        self._ema_decay = ema_decay
 
     def construct(
         self,
@@ -143,7 +143,8 @@ class ApplyStep(nn.Cell):
         scale = clip_scale(norm, self._config.clip_grad_norm)
         scalars = adamw_scalars(self._config, lr, updates)
         ordered = [grads[i] for i in self._order]
-        self(Tensor(np.float32(scale)), Tensor(np.float32(self._rate)), *scalars, *ordered)
+        ema_rate = 1.0 - decay_at(self._ema_decay, updates)
+        self(Tensor(np.float32(scale)), Tensor(np.float32(ema_rate)), *scalars, *ordered)
         if self.count and updates == 1:
             for squares in zip(*self.turned[1:], *self.bases, strict=True):
                 soap.begin(self._config.betas, *squares)
