@@ -17,11 +17,11 @@ from mg.config.shapes import ATTRIBUTES, BACKGROUNDS, COLOURS, MIN_TRAVEL, MOTIO
 
 SIDE = 64
 """Frames are scaled to this short side before they are read; lengths below are pixels at this scale."""
-_CANVAS = 48  # holds any shape with its blur
-_EXTENTS = np.geomspace(0.12, 0.6, 36) * SIDE
+_CANVAS = 60  # holds any shape with its blur
+_EXTENTS = np.geomspace(0.14, 0.66, 36) * SIDE
 _BLURS = (0.8, 1.2, 1.7, 2.3, 3.0)
 _DENOISE = 0.8
-_SMALLEST, _LARGE, _LARGEST = 0.13, float(np.sqrt(SIZES["small"] * SIZES["large"])), 0.55
+_SMALLEST, _LARGE, _LARGEST = 0.16, float(np.sqrt(SIZES["small"] * SIZES["large"])), 0.62
 _MIN_CONTRAST = 45.0  # RGB distance, of 442; the palest pair of this world has 130
 _MIN_SATURATION = 40.0  # largest minus smallest channel
 _MIN_PRESENCE = 0.75  # share of the frames

@@ -112,7 +112,7 @@ class Trainer:
                 log.event("resume" if resumed else "start", step=self.step, config=asdict(self.config))
                 log.say(f"{'resuming' if resumed else 'starting'} at step {self.step}/{self.config.steps}")
                 self._run(log, stop, batches)
-                log.event("stop", step=self.step, reason=stop.reason or "done")
+                log.event("stop", step=self.step, reason=stop.reason or "done", compilations=self.compilations)
         finally:
             log.close()
             if hasattr(batches, "close"):

@@ -121,6 +121,18 @@ def test_the_loss_on_one_clip_falls_by_half(folder, tmp_path, config):
     assert figures["step"] == 25 and figures["stopped"] is False
 
 
+def test_six_buckets_are_six_compilations(tmp_path, config):
+    shapes = [(4, t, h, w) for t in (1, 2) for h, w in ((2, 4), (4, 4), (4, 2))]
+    items = [(f"{number}{'.png' if shape[1] == 1 else '.mp4'}", shape) for number, shape in enumerate(shapes)]
+    folder = write_data(tmp_path / "buckets", items)
+    run = TrainerConfig(steps=18, log_every=1, optimizer=OptimizerConfig(lr=1e-3))
+    data = settings(folder, batch_size=1)
+    train(replace(config, csv_path=str(folder / "list.csv"), mode="graph", train=run, data=data))
+    stop = rows(tmp_path / "run", "events")[-1]
+    # One gradient per bucket; the norm of the gradients and the update, which do not depend on it.
+    assert (stop["event"], stop["step"], stop["compilations"]) == ("stop", 18, 6 + 2)
+
+
 @pytest.fixture(scope="module")
 def straight(folder, tmp_path_factory):
     """An uninterrupted run of 4 steps."""
