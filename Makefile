@@ -10,6 +10,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/inference_vae.py --ckpt_path assets/weights/tae-tiny.safetensors \
 		--csv_path assets/clips/test.csv --video_folder assets/clips \
 		--num_frames 32 --image_size 128 --output_path $(DEMO) --save_vis
+	$(BIN)/python scripts/inference.py --pipeline assets/shapes --prompts_file assets/shapes/prompts.txt \
+		--batch_size 6 --seed_per_prompt --output_path $(DEMO)/generated
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15

@@ -22,12 +22,12 @@ COLOURS = {
 """Name: mean RGB; the hues are 60 degrees apart."""
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 """Name: direction (x, y), y pointing down."""
-SIZES = {"small": 0.25, "large": 0.45}
+SIZES = {"small": 0.3, "large": 0.5}
 """Name: mean extent, the longer side of the shape's box, as a share of the picture's side."""
 BACKGROUNDS = {"black": 12, "grey": 128, "white": 243}
 """Name: mean grey level."""
 
-MIN_TRAVEL, MAX_TRAVEL = 0.3, 0.42
+MIN_TRAVEL, MAX_TRAVEL = 0.2, 0.35
 """Way of a moving shape over the whole clip, as a share of the picture's side."""
 
 
