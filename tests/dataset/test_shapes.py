@@ -79,7 +79,7 @@ def test_shapes_stay_inside_and_move_as_they_should():
             for centre in (begin, begin + way):
                 assert centre - placement.extent / 2 >= MARGIN - 1e-9
                 assert centre + placement.extent / 2 <= 1 - MARGIN + 1e-9
-        low, high = {"small": (0.18, 0.22), "large": (0.36, 0.44)}[scene.size]
+        low, high = {"small": (0.27, 0.33), "large": (0.45, 0.55)}[scene.size]
         assert low <= placement.extent <= high
         assert np.abs(np.subtract(placement.colour, COLOURS[scene.colour])).max() <= 10
         assert len(set(placement.background)) == 1
