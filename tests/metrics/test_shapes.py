@@ -100,7 +100,7 @@ def test_size_lies_between_and_has_limits():
     def size(extent):
         return read_scene(render("square", Placement(extent, (0.5, 0.5), (0, 0), RED, GREY))).size
 
-    sizes = [size(extent) for extent in (0.19, 0.25, 0.32, 0.36, 0.45, 0.55, 0.7)]
+    sizes = [size(extent) for extent in (0.22, 0.3, 0.37, 0.41, 0.5, 0.6, 0.7)]
     assert sizes == ["small"] * 3 + ["large"] * 3 + [None]
 
 
