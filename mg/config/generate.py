@@ -36,7 +36,8 @@ class ModelOptions:
         for name, usual in (("name", "auto"), ("reference", False)):
             value = getattr(self, name)
             if value != usual:
-                raise UserError(f"model.{name}={value}: is for a weights file; config.json of {folder} says, drop it")
+                said = f"the config.json of {folder} says it"
+                raise UserError(f"model.{name}={value}: is for a weights file, {said}; drop the option")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -200,7 +200,7 @@ def test_position_tables_of_a_pipeline_are_lengthened(folder):
 @pytest.mark.parametrize("model", [{"name": "tiny"}, {"reference": True}])
 def test_what_is_for_a_weights_file_is_refused_for_folders(folder, model):
     (name,) = model
-    with pytest.raises(UserError, match=f"model.{name}=.*is for a weights file; config.json of --pipeline .*drop it"):
+    with pytest.raises(UserError, match=f"model.{name}=.*is for a weights file, the config.json of --pipeline .*drop"):
         options(folder, **model)
     own = options(folder, **model, pretrained_model_path=str(folder / "transformer"))
     with pytest.raises(UserError, match=f"model.{name}=.*config.json of --model.pretrained_model_path .*transformer"):
