@@ -9,16 +9,18 @@ product of two square matrices, measured before and after.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from paired import compare, serve
+from paired import at_least_one, compare, serve
+
+from mg.config import cli
 
 WIDTHS = (("ul2", 4096), ("metaclip", 1280), ("byt5", 1472))
 LENGTHS = (512, 256, 128)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--ffn", type=int, default=1408)
@@ -29,7 +31,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--what", nargs="+", default=["forward", "step"], choices=["forward", "step"])
     parser.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up pair")
     parser.add_argument("--worker", choices=["mindspore", "torch"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "width", "ffn", "layers", "heads", "latent", "batch_size", "runs")
 
 
 def _config(args: argparse.Namespace):
@@ -137,9 +139,9 @@ def peak(size: int = 2048, runs: int = 5) -> float:
     return 2.0 * size**3 / statistics.median(seconds[1:])
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Compare, or be one of the two processes."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.worker:
         serve({"mindspore": _mindspore, "torch": _torch}[args.worker](args))
         return
@@ -156,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -9,16 +9,20 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from paired import at_least_one
+
+from mg.config import cli
 
 # Tokens along time, height and width.
 SIZES = {2048: (2, 32, 32), 4096: (4, 32, 32), 8192: (8, 32, 32), 16384: (16, 32, 32), 73728: (32, 48, 48)}
 TEXT = 128
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192, 16384], choices=sorted(SIZES))
     parser.add_argument("--width", type=int, default=256)
@@ -27,7 +31,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3, help="counted runs after the first, which compiles")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "width", "ffn", "heads", "layers", "runs")
 
 
 def _measure(args: argparse.Namespace) -> None:
@@ -56,9 +60,9 @@ def _measure(args: argparse.Namespace) -> None:
     print(f"{np.median(seconds[1:] or seconds)} {seconds[0]} {peak}")
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Measure every number of tokens."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.child:
         _measure(args)
         return
@@ -75,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

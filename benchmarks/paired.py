@@ -1,5 +1,6 @@
 """Two implementations timed in turn, each in a process of its own that idles while the other works."""
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -11,6 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from mg.errors import UserError
+
+
+def at_least_one(options: argparse.Namespace, *names: str) -> argparse.Namespace:
+    """Return the options; raises UserError if one of those named is a number below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if any(number is not None and number < 1 for number in (value if isinstance(value, list) else [value])):
+            raise UserError(f"--{name} {value}: give at least 1")
+    return options
 
 
 @dataclass(frozen=True)

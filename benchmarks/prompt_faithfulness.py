@@ -46,6 +46,8 @@ class Settings:
     """what guidance moves away from"""
     steps: int | None = None
     """sampling steps; none: the pipeline's own number"""
+    sample_method: Literal["linear", "linear-quadratic", "linear-quadratic-smooth"] | None = None
+    """spacing of the steps; none: the pipeline's own"""
     image_size: int = 64
     """height and width in pixels"""
     num_frames: int = 16
@@ -102,6 +104,7 @@ def load_pipeline(settings: Settings) -> Generate:
             width=settings.image_size,
             fps=settings.fps,
             num_inference_steps=settings.steps,
+            sample_method=settings.sample_method,
             guidance_scale=scale,
             seed=list(seeds),
             output_type="np",

@@ -4,17 +4,21 @@ import argparse
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+from paired import at_least_one
+
+from mg.config import cli
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="tiny", choices=["sd35", "reference", "tiny"])
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "frames", "size")
 
 
 def _measure(preset: str, frames: int, size: int) -> None:
@@ -31,9 +35,9 @@ def _measure(preset: str, frames: int, size: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Measure every length and print the ratio to the first."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.child:
         _measure(args.preset, args.frames[0], args.size)
         return
@@ -47,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

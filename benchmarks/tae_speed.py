@@ -6,20 +6,22 @@ two outputs.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from paired import compare, serve
+from paired import at_least_one, compare, serve
+
+from mg.config import cli
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ch", type=int, default=64, help="base channels of the reference preset")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
     parser.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up pair")
     parser.add_argument("--worker", choices=["mindspore", "torch"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "ch", "frames", "size", "runs")
 
 
 def _video(args: argparse.Namespace) -> np.ndarray:
@@ -61,9 +63,9 @@ def _torch(args: argparse.Namespace) -> Callable[[], np.ndarray]:
     return run
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Compare, or be one of the two processes."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.worker:
         serve({"mindspore": _mindspore, "torch": _torch}[args.worker](args))
         return
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

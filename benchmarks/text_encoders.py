@@ -10,18 +10,20 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from paired import compare, serve
+from paired import at_least_one, compare, serve
+
+from mg.config import cli
 
 TINY = Path(__file__).resolve().parent.parent / "assets/text"
 CAPTION = 'A dog runs through deep snow towards a sign that says "HELLO", while the camera follows it slowly.'
 BYT5_SMALL = {"d_model": 1472, "d_ff": 3584, "d_kv": 64, "num_heads": 6, "num_layers": 12, "num_decoder_layers": 4}
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["ul2", "metaclip", "byt5", "byt5-small"],
                         choices=["ul2", "metaclip", "byt5", "byt5-small"], help="the first three: tiny")  # fmt: skip
@@ -30,7 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up pair")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["mindspore", "torch"], help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "batch_size", "batches", "runs")
 
 
 def _byt5_small(folder: Path) -> Path:
@@ -82,9 +84,9 @@ def _torch(args: argparse.Namespace) -> Callable[[], np.ndarray]:
     return run
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Compare, or be one of the two processes."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.worker:
         serve({"mindspore": _mindspore, "torch": _torch}[args.worker](args))
         return
@@ -99,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -5,8 +5,12 @@ The first video of a size compiles the networks; it is told apart. Every counted
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
+from paired import at_least_one
+
+from mg.config import cli
 
 PROMPTS = (
     "a large red circle moving right on a black background",
@@ -16,7 +20,7 @@ PROMPTS = (
 )
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pipeline", default="assets/shapes", help="folder")
     parser.add_argument("--num_frames", type=int, default=16)
@@ -24,12 +28,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=4.0, help="above 1 the transformer is asked twice per step")
     parser.add_argument("--runs", type=int, default=5, help="counted videos after the first, which compiles")
-    return parser.parse_args()
+    return at_least_one(parser.parse_args(argv), "num_frames", "image_size", "steps", "runs")
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Measure and print."""
-    args = _arguments()
+    args = _arguments(argv)
     from mg.pipelines import TextToVideoPipeline
 
     pipe = TextToVideoPipeline.from_pretrained(args.pipeline, device="CPU")
@@ -53,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

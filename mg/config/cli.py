@@ -9,10 +9,11 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
@@ -22,6 +23,15 @@ from mg.errors import BadClip, NumericalAbort, UserError
 Config = TypeVar("Config")
 
 _CONFIG_FLAGS = ("-c", "--config")
+_NAMES = (
+    {"steps", "num_steps", "sampling_steps", "num_sampling_steps", "num_inference_steps"},
+    {"cfg", "cfg_scale", "guidance_scale"},
+    {"size", "resolution", "image_size", "height", "width"},
+    {"lr", "learning_rate"},
+    {"out", "output", "output_dir", "output_folder", "output_path"},
+    {"ckpt", "ckpt_path", "checkpoint", "pretrained", "pretrained_model_path"},
+)
+"""What other programs, and other ones of these scripts, call the same thing."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -163,7 +173,7 @@ def _check_keys(path: str, content: dict, options: dict[str, Any], prefix: str) 
         if name in options:
             continue
         if not any(option.startswith(f"{name}.") for option in options):
-            raise UserError(f"--config {path}: unknown option {name}{_suggestion(name, options)}")
+            raise UserError(f"--config {path}: unknown option {name}{_suggestion(name, options, '')}")
         if not isinstance(value, dict):
             raise UserError(f"--config {path}: {name}: {value!r} must be a section, options indented below its name")
         _check_keys(path, value, options, f"{name}.")
@@ -238,7 +248,7 @@ def _located(message: str, path: str, names: Iterable[str]) -> str:
     return path + message if first and first[0] in names else f"{path[:-1]}: {message}"
 
 
-def _readable(error: argparse.ArgumentError, names: Iterable[str]) -> str:
+def _readable(error: argparse.ArgumentError, options: Mapping[str, Any]) -> str:
     """Say the parser's complaint in one line, with the nearest option for an unknown one."""
     text = re.sub(r"<class '([\w.]+)'>|typing\.(?=\w)", lambda match: match[1] or "", _one_line(error))
     text = re.sub(r'Parser key "([\w.]+)": ?', r"\1: ", text)
@@ -246,13 +256,42 @@ def _readable(error: argparse.ArgumentError, names: Iterable[str]) -> str:
     text = re.sub(r"Expected a (.+?)\. Got value: (.*)", r"\2 is not of type \1", text)
     text = re.sub(r"Does not .*Subtypes: \[(.*)\] Errors: .*Given value: (.*)", r"\2 is not of type \1", text)
     text = text.replace("NoneType", "null")
+    name, colon, rest = text.partition(": ")
+    value, wrong, _ = rest.partition(" is not of type ")
+    if colon and wrong and (wanted := _wanted(options.get(name))):
+        text = f"{name}: {value}{wanted}"
     unknown = re.match(r"unrecognized arguments: --([\w.]+)", text)
-    return f"{text}{_suggestion(unknown[1], names) if unknown else ''}; see --help"
+    return f"{text}{_suggestion(unknown[1], options) if unknown else ''}; see --help"
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _wanted(kind: Any) -> str | None:
+    """Say in plain words what an option takes, None for types that say it themselves."""
+    members = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)) - {type(None)}
+    choices = [member for member in members if get_origin(member) is Literal]
+    if choices and len(members) == 1:
+        return f" is not one of {', '.join(map(repr, get_args(choices[0])))}"
+    if members == {int, tuple[int, int]}:
+        return ": give one number or two, such as 64 64"
+    return None
+
+
+def _suggestion(name: str, known: Iterable[str], dashes: str = "--") -> str:
+    """Name what was probably meant: the same in another section, another word for it, a longer name, a similar one."""
+    names, last = list(known), _last(name)
+    other = set().union(*(group for group in _NAMES if last in group))
+    named = [option for option in names if _last(option) in other]
+    same = [option for option in names if _last(option) == last]
+    if named and not same:
+        return f" (here: {', '.join(dashes + option for option in named)})"
+    starting = [option for option in names if len(last) > 2 and option.startswith(name)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    tails = difflib.get_close_matches(last, [_last(option) for option in names], n=1, cutoff=0.8)
+    found = same or starting or near or [option for option in names if _last(option) in tails]
+    return f" (did you mean {', '.join(dashes + option for option in found)}?)" if found else ""
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _one_line(text: object) -> str:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from mg.errors import UserError
 
+MOST_STEPS = 500
+"""Steps that a visitor of the page may ask for."""
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -47,6 +49,8 @@ class DemoConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name}={value}: give at least {least}")
+        if self.num_sampling_steps is not None and self.num_sampling_steps > MOST_STEPS:
+            raise UserError(f"num_sampling_steps={self.num_sampling_steps}: give at most {MOST_STEPS}")
         if self.port > 65535:
             raise UserError(f"port={self.port}: give at most 65535")
         if not 0 < self.fps <= 1000:

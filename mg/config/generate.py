@@ -26,6 +26,19 @@ class ModelOptions:
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of the activations."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.max_length is not None and min(self.max_length) < 1:
+            raise UserError(f"model.max_length={list(self.max_length)}: give at least 1 along time, height and width")
+
+    def refuse_for_folder(self, folder: str) -> None:
+        """Raise UserError if an option is given that is for a weights file, not for a folder that has a config.json."""
+        for name, usual in (("name", "auto"), ("reference", False)):
+            value = getattr(self, name)
+            if value != usual:
+                said = f"the config.json of {folder} says it"
+                raise UserError(f"model.{name}={value}: is for a weights file, {said}; drop the option")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaeOptions:
@@ -126,10 +139,13 @@ class GenerateConfig:
         sources = {"--prompt": self.prompts, "--prompts_file": self.prompts_file, "--text_emb": self.text_emb.folders}
         given = [name for name, value in sources.items() if value]
         if len(given) != 1:
-            said = f"{' and '.join(given)} are all given" if given else "nothing to make"
+            said = f"{' and '.join(given)} are {'both' if len(given) == 2 else 'all'} given"
+            said = said if given else "nothing to make"
             raise UserError(f"{said}; give one of --prompt, --prompts_file and --text_emb.*_dir")
         if self.pipeline is None and self.model.pretrained_model_path is None:
             raise UserError("no model: give --pipeline FOLDER, or --model.pretrained_model_path")
+        if self.model.pretrained_model_path is None:
+            self.model.refuse_for_folder(f"--pipeline {self.pipeline}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,13 +167,17 @@ class GenerateConfig:
 def join_prompts(argv: Sequence[str]) -> list[str]:
     """Join all `--prompt TEXT` of a command line to one argument; texts may hold commas."""
     rest, prompts = [], []
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         name, equals, value = word.partition("=")
         if name != "--prompt":
             rest.append(word)
-        elif (text := value if equals else next(words, "--")).startswith("--") and not equals:
+            continue
+        text = value if equals else words.pop(0) if words else "--"
+        if text.startswith("--") and not equals:
             raise UserError("--prompt: the text is missing after it (one that begins with --: --prompt=TEXT)")
-        else:
-            prompts.append(text)
+        if words and not words[0].startswith("-"):
+            raise UserError(f"--prompt {text} {words[0]}: put quotes around the text, or it ends at the first blank")
+        prompts.append(text)
     return [*rest, f"--prompt={json.dumps(prompts)}"] if prompts else rest

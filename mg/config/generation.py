@@ -9,7 +9,22 @@ from mg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFolders:
+class TextPaths:
+    """A path per text encoder; the classes below say of what."""
+
+    ul2: str | None = None
+    metaclip: str | None = None
+    byt5: str | None = None
+
+    @property
+    def by_kind(self) -> dict[str, str]:
+        """The paths that are given, in the order of the encoders."""
+        paths = {"ul2": self.ul2, "metaclip": self.metaclip, "byt5": self.byt5}
+        return {kind: path for kind, path in paths.items() if path is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFolders(TextPaths):
     """Where the captions' embeddings are, by encoder; an encoder without a folder is left out of the model.
 
     Attributes:
@@ -18,15 +33,16 @@ class TextFolders:
         byt5: see ul2.
     """
 
-    ul2: str | None = None
-    metaclip: str | None = None
-    byt5: str | None = None
 
-    @property
-    def by_kind(self) -> dict[str, str]:
-        """The folders that are given, in the order of the encoders."""
-        folders = {"ul2": self.ul2, "metaclip": self.metaclip, "byt5": self.byt5}
-        return {kind: folder for kind, folder in folders.items() if folder is not None}
+@dataclass(frozen=True, kw_only=True)
+class EmptyTexts(TextPaths):
+    """Embeddings of the empty prompt, by encoder, for folders of .npz; a text cache is asked for "" itself.
+
+    Attributes:
+        ul2: .npz file that scripts/inference_text_enc.py wrote for an empty line of a .txt.
+        metaclip: see ul2.
+        byt5: see ul2.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +74,10 @@ class GenerationSettings:
     """Folder of latents that scripts/inference_tae.py wrote."""
     text: TextFolders = field(default_factory=TextFolders)
     text_lengths: TextLengths = field(default_factory=TextLengths)
-    empty_text: TextFolders = field(default_factory=TextFolders)
-    """Files of the empty prompt's embeddings, for folders of .npz; a text cache is asked for "" itself."""
+    empty_text: EmptyTexts = field(default_factory=EmptyTexts)
     fps: float | Literal["none", "video"] = "none"
-    """Frame rate that the captions in a text cache have in front (FPS-24 ...); video: each video's own."""
+    """Frame rate that the captions had in front (FPS-24 ...) when they were encoded; video: each video's own. A folder
+    of .npz with an encoder.json says it itself."""
     attend_padding: bool = False
     """Let the model see the embeddings of padding, as the reference does."""
     frames: tuple[int, ...] | None = None

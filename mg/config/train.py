@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mg.config.generation import GenerationSettings, TextFolders
+from mg.config.generation import GenerationSettings, TextFolders, TextPaths
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -79,6 +79,17 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderFolders(TextPaths):
+    """Text encoders that run during training, for captions that data.text has no embeddings of.
+
+    Attributes:
+        ul2: Hugging Face folder of the encoder, with config.json and weights.
+        metaclip: see ul2.
+        byt5: see ul2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
     """Encoding during training, instead of latents and embeddings on disk."""
 
@@ -88,8 +99,7 @@ class OnlineConfig:
     """Videos: frames from the start; -1: all of them."""
     sample_stride: int = 1
     """Videos: take every n-th frame."""
-    text_encoders: TextFolders = field(default_factory=TextFolders)
-    """Captions: Hugging Face folders of encoders that data.text has no embeddings of."""
+    text_encoders: EncoderFolders = field(default_factory=EncoderFolders)
 
     def __post_init__(self) -> None:
         """Check ranges."""

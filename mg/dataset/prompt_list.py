@@ -36,7 +36,9 @@ class PromptRow:
     error: str | None = None
 
 
-def read_prompts(path: str | Path, columns: tuple[str, str] = ("video", "caption")) -> Iterator[PromptRow]:
+def read_prompts(
+    path: str | Path, columns: tuple[str, str] = ("video", "caption"), nameless: bool = False
+) -> Iterator[PromptRow]:
     """Read a list of prompts, one row in memory at a time.
 
     Args:
@@ -44,6 +46,7 @@ def read_prompts(path: str | Path, columns: tuple[str, str] = ("video", "caption
             its video; a .txt has one prompt per line, empty ones included, and names are the line's number from 000
             on with the first ten words.
         columns: of a CSV, those of videos and captions.
+        nameless: whether the program that asks can do without the videos' column, if it is told so.
 
     Yields:
         Rows in order; what is wrong with a single row stands in its `error`.
@@ -59,7 +62,7 @@ def read_prompts(path: str | Path, columns: tuple[str, str] = ("video", "caption
     is_csv, empty = path.suffix.lower() == ".csv", True
     try:
         with path.open(encoding="utf-8-sig", newline="" if is_csv else None) as file:
-            for row in _csv_rows(file, path, columns) if is_csv else _lines(file):
+            for row in _csv_rows(file, path, columns, nameless) if is_csv else _lines(file):
                 empty = False
                 yield row
     except OSError as error:
@@ -71,7 +74,7 @@ def read_prompts(path: str | Path, columns: tuple[str, str] = ("video", "caption
         raise UserError(f"prompts_file: {path} lists no prompts; add a row per prompt")
 
 
-def _csv_rows(file: Iterator[str], path: Path, columns: tuple[str, str]) -> Iterator[PromptRow]:
+def _csv_rows(file: Iterator[str], path: Path, columns: tuple[str, str], nameless: bool) -> Iterator[PromptRow]:
     reader = csv.DictReader(file, strict=True)  # otherwise quotation marks at the wrong place just vanish
     header = [name.strip() for name in reader.fieldnames or []]
     if not header:
@@ -79,7 +82,8 @@ def _csv_rows(file: Iterator[str], path: Path, columns: tuple[str, str]) -> Iter
     for column in columns:
         if column not in header:
             names = ", ".join(header).encode("unicode_escape").decode()[:200]
-            raise UserError(f"prompts_file: {path} has no column {column!r}, only {names}; see --column_names")
+            remedy = f"give --column_names {columns[1]}" if nameless and columns[1] in header else "see --column_names"
+            raise UserError(f"prompts_file: {path} has no column {column!r}, only {names}; {remedy}")
     reader.fieldnames = header
     for number in itertools.count(1):
         try:

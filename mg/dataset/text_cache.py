@@ -7,6 +7,7 @@ A shard holds `keys` (uint8 (captions, 32): SHA-256 of the cleaned captions in U
 import fnmatch
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,6 +46,8 @@ class EncoderRecord:
         max_length: tokens per caption.
         dtype: that the encoder computed in.
         text: "all" of a caption or what is "quoted" in it.
+        fps: the frame rate in front of the captions: "none", a number, or "video" for each video's own; None where that
+            is not said, as in a cache, which finds captions by what stood in front of them.
     """
 
     kind: str
@@ -53,12 +56,13 @@ class EncoderRecord:
     max_length: int
     dtype: str
     text: str
+    fps: int | float | str | None = None
 
     @classmethod
-    def of(cls, encoder: "TextEncoder") -> "EncoderRecord":
-        """Describe an encoder."""
+    def of(cls, encoder: "TextEncoder", fps: float | str | None = None) -> "EncoderRecord":
+        """Describe an encoder, and the frame rate in front of what it encoded."""
         text = encoder.processor.config.text
-        return cls(encoder.kind, encoder.fingerprint, encoder.width, encoder.max_length, encoder.dtype, text)
+        return cls(encoder.kind, encoder.fingerprint, encoder.width, encoder.max_length, encoder.dtype, text, fps)
 
     @classmethod
     def read(cls, folder: Path) -> "EncoderRecord | None":
@@ -75,7 +79,9 @@ class EncoderRecord:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); restore it, or encode into another folder") from error
-        wrong = [field.name for field in fields(cls) if not isinstance(values[field.name], field.type)]
+        wrong = [field.name for field in fields(cls) if not isinstance(getattr(record, field.name), field.type)]
+        if not wrong and not _is_rate(record.fps):
+            wrong = ["fps"]
         if wrong:
             raise UserError(f"{path}: {wrong[0]} is {values[wrong[0]]!r}; restore it, or encode into another folder")
         return record
@@ -88,6 +94,12 @@ class EncoderRecord:
     def name(self) -> str:
         """Name of the encoder's folder in a cache."""
         return f"{self.kind}-{self.fingerprint}"
+
+
+def _is_rate(fps: float | str | None) -> bool:
+    if fps is None or isinstance(fps, str):
+        return fps in (None, "none", "video")
+    return not isinstance(fps, bool) and math.isfinite(fps) and fps > 0
 
 
 def caption_key(text: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -33,11 +33,14 @@ class TextSource(Protocol):
     Attributes:
         width: of an embedding.
         fingerprint: of the encoder, "" where that is not known.
+        fps: frame rate in front of the captions when they were encoded: "none", a number, or "video" for each video's
+            own; None where no embedding depends on it, as in those of quoted text.
         online: whether asking for them runs a network, which only the main thread should do.
     """
 
     width: int
     fingerprint: str
+    fps: float | str | None
     online: bool
 
     def key(self, item: Item, fps: float | None) -> str:
@@ -87,9 +90,10 @@ class NpzTexts:
         padding: use the embeddings of padding, too.
         in_memory: keep all, none, or (None) up to 2 GB.
         empty_file: embeddings of the empty prompt.
+        fps: frame rate in front of the captions; believed where the folder's record does not say it.
 
     Raises:
-        UserError: nothing in the folder, or a damaged record or empty prompt.
+        UserError: nothing in the folder, a damaged record or empty prompt, or frame rates that the record denies.
     """
 
     online = False
@@ -101,10 +105,12 @@ class NpzTexts:
         padding: bool = False,
         in_memory: bool | None = None,
         empty_file: str | None = None,
+        fps: float | str = "none",
     ) -> None:
         self._folder, self._length, self._padding = folder, length, padding
         record = EncoderRecord.read(folder)
         self.fingerprint = record.fingerprint if record else ""
+        self.fps = _rate_of(folder, record, fps)
         self._store = _Store(memory_limit(in_memory))
         self._empty = None
         if empty_file is not None:
@@ -171,6 +177,7 @@ class CachedTexts:
         self, cache: TextCache, length: int, in_memory: bool | None = None, fps: float | str = "none"
     ) -> None:
         self.width, self.fingerprint = cache.record.width, cache.record.fingerprint
+        self.fps = None if cache.record.text == "quoted" else fps
         self._cache, self._length, self._fps = cache, length, fps
         self._store = _Store(memory_limit(in_memory))
 
@@ -214,6 +221,7 @@ class OnlineTexts:
         self, encoder: "TextEncoder", length: int, in_memory: bool | None = None, fps: float | str = "none"
     ) -> None:
         self.width, self.fingerprint = encoder.width, encoder.fingerprint
+        self.fps = None if encoder.processor.config.text == "quoted" else fps
         self._encoder, self._length, self._fps = encoder, length, fps
         self._store = _Store(memory_limit(in_memory))
 
@@ -251,6 +259,26 @@ def caption_of(item: Item, fps: float | str, own_fps: float | None) -> str:
     return fps_prefix(clean_prompt(item.caption), Fraction(rate))
 
 
+def knows_rates(texts: Mapping[str, TextSource], fps: float | str) -> bool:
+    """Tell whether the captions had a frame rate in front when they were encoded.
+
+    Args:
+        texts: sources by encoder.
+        fps: what the settings say, for sources none of which depends on it.
+
+    Raises:
+        UserError: those of one encoder had, those of another had not.
+    """
+    rated = {kind: text.fps != "none" for kind, text in texts.items() if text.fps is not None}
+    if len(set(rated.values())) > 1:
+        one, other = (next(kind for kind, has in rated.items() if has is wanted) for wanted in (True, False))
+        raise UserError(
+            f"text.{one}: its captions were encoded with a frame rate in front, those of text.{other} without; encode "
+            "both with the same --fps"
+        )
+    return next(iter(rated.values()), fps != "none")
+
+
 def open_texts(settings: GenerationSettings) -> dict[str, TextSource]:
     """Open the folders of the settings: encoder -> source, in the order of `KINDS`.
 
@@ -271,10 +299,8 @@ def _open(kind: str, folder: Path, settings: GenerationSettings) -> TextSource:
             raise UserError(f"{folder}: embeddings of {record.kind}; give a folder of {kind}")
         shards = any(folder.glob("shard-*.safetensors"))
         if not shards and (record is not None or not any(folder.glob(f"*/{RECORD}"))):
-            if settings.fps != "none":
-                raise UserError(f"{folder}: files hold texts as they were encoded; fps is for a text cache, drop it")
             empty = settings.empty_text.by_kind.get(kind)
-            return NpzTexts(folder, length, settings.attend_padding, memory, empty)
+            return NpzTexts(folder, length, settings.attend_padding, memory, empty, settings.fps)
         if settings.attend_padding:
             raise UserError(f"{folder}: a text cache holds no padding; use .npz files, or attend_padding=false")
         root, mark = (folder.parent, record.fingerprint) if shards and record else (folder, None)
@@ -288,3 +314,17 @@ def _cut(features: TextFeatures, row: int, length: int, padding: bool) -> np.nda
     embedding, mask = features.embeddings[row], features.mask[row]
     kept = embedding if padding else embedding[mask]
     return np.ascontiguousarray(kept[:length], np.float32)
+
+
+def _rate_of(folder: Path, record: EncoderRecord | None, fps: float | str) -> float | str | None:
+    """Return a folder's frame rate, which its record says, else the settings."""
+    if record is not None and record.text == "quoted":
+        return None
+    if record is None or record.fps is None:
+        return fps
+    if fps not in ("none", record.fps):
+        raise UserError(
+            f"{folder}: its captions were encoded with --fps {record.fps}, not with fps={fps}; drop data.fps, or "
+            "encode them again"
+        )
+    return record.fps

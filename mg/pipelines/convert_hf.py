@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -94,14 +95,16 @@ def fetch(
     except GatedRepoError as error:
         raise UserError(f"{model}: its owner gives it on request; accept the terms on the hub and log in") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{model}: no such folder, and no such model on the hub; check the name") from error
+        raise UserError(
+            f"{model}: there is no such folder, and as a name on the hub it is unknown; check the name"
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"--revision {revision}: {model} has no such revision; check the name") from error
     except (OSError, ValueError, RuntimeError) as error:  # no network, a proxy's answer, a full disk
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = textwrap.shorten(str(error), 160, placeholder=" ...") or type(error).__name__
         raise UserError(
-            f"{model}: no such folder, and the hub cannot be reached ({reason}); check the network, name "
-            "a mirror in HF_ENDPOINT, or download it elsewhere and give the folder"
+            f"{model}: there is no such folder, and as a name on the hub it cannot be fetched ({reason}); give a "
+            "folder, check the network, or name a mirror in HF_ENDPOINT"
         ) from error
 
 

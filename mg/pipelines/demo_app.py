@@ -1,13 +1,14 @@
 """The web demo: what its page asks for becomes a video; the page itself is Gradio's."""
 
 import math
+import re
 import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mg.config.demo import DemoConfig
+from mg.config.demo import MOST_STEPS, DemoConfig
 from mg.errors import NumericalAbort, UserError
 from mg.files import writable_folder
 from mg.pipelines.sampling import Sampling
@@ -16,7 +17,6 @@ from mg.pipelines.video_outputs import slug, write_frames
 
 LONGEST_PROMPT = 2000
 """Characters."""
-MOST_STEPS = 500
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class DemoApp:
         self.folder = writable_folder(config.output_path, "--output_path")
         self._lock = threading.Lock()  # two visitors must not run one network at a time
         self._saved: deque[Path] = deque()
-        self._number = 0
+        found = (re.match(r"(\d+)-", path.name) for path in self.folder.iterdir())
+        # Those of earlier runs stay.
+        self._number = max((int(match[1]) for match in found if match), default=0)
 
     @classmethod
     def load(cls, config: DemoConfig) -> "DemoApp":

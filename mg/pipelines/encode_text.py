@@ -44,16 +44,25 @@ def run(config: EncodeTextConfig) -> dict:
     total = count_rows(config)  # mistakes in the list are told before anything is loaded
     writable_folder(config.output_path, "--output_path")
     device.setup(config.device, config.mode)
-    folder = Path(config.model_name)
-    encoder = TextEncoder.from_pretrained(
-        folder if folder.is_dir() else fetch(config.model_name),
-        kind=None if config.kind == "auto" else config.kind,
-        max_length=config.model_max_length,
-        num_layers=config.num_layers,
-        dtype=config.dtype,
-        text=None if config.text == "auto" else config.text,
-    )
-    return encode_prompts(config, encoder, total)
+    return encode_prompts(config, _encoder(config), total)
+
+
+def _encoder(config: EncodeTextConfig) -> TextEncoder:
+    folder = config.model_name
+    try:
+        if not Path(folder).is_dir():
+            folder = str(fetch(folder))
+        return TextEncoder.from_pretrained(
+            folder,
+            kind=None if config.kind == "auto" else config.kind,
+            max_length=config.model_max_length,
+            num_layers=config.num_layers,
+            dtype=config.dtype,
+            text=None if config.text == "auto" else config.text,
+        )
+    except UserError as error:
+        about = str(error).startswith(folder)  # not a length or a number of layers, which name themselves
+        raise UserError(f"--model_name {error}" if about else str(error)) from error
 
 
 def count_rows(config: EncodeTextConfig) -> int:
@@ -86,7 +95,8 @@ def encode_prompts(config: EncodeTextConfig, encoder: TextEncoder, total: int | 
         NoGoodClip: not one row could be used; the summary lists the reasons.
     """
     total = count_rows(config) if total is None else total
-    folder, record = Path(config.output_path), EncoderRecord.of(encoder)
+    folder = Path(config.output_path)
+    record = EncoderRecord.of(encoder, None if config.format == "cache" else config.fps)
     with _sink(config, record) as sink:
         encoding = _Encoding(config, encoder, sink)
         encoding.run(total)

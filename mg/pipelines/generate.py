@@ -37,11 +37,14 @@ def load_pipeline(config: GenerateConfig) -> TextToVideoPipeline:
         UserError: something is missing, damaged or does not fit.
     """
     device.setup(config.device, config.mode)
-    parts = None
+    parts, own = None, config.model.pretrained_model_path
+    if own is not None and Path(own).is_dir():
+        config.model.refuse_for_folder(f"--model.pretrained_model_path {own}")
     if config.pipeline is not None:
         options = {"tae_dtype": config.tae.dtype, "use_tile": config.tae.use_tile}
-        parts = read_parts(config.pipeline, dtype=config.model.dtype, **options)
-    if config.model.pretrained_model_path is not None:
+        max_length = config.model.max_length if own is None else None
+        parts = read_parts(config.pipeline, dtype=config.model.dtype, max_length=max_length, **options)
+    if own is not None:
         transformer, conditioning = _transformer(config)
         new = Parts(transformer, conditioning)
         parts = new if parts is None else replace(parts, transformer=transformer, conditioning=conditioning)

@@ -59,7 +59,7 @@ def _rows(config: GenerateConfig) -> Iterator[tuple[int, str, str, str | None]]:
     path = Path(config.prompts_file)
     if path.suffix.lower() != ".csv" or len(config.columns) == 2:
         columns = config.columns if len(config.columns) == 2 else ("video", "caption")
-        for row in read_prompts(path, columns):
+        for row in read_prompts(path, columns, nameless=True):
             name = _joined(row.output) if path.suffix.lower() == ".csv" and row.output else ""
             yield row.row, name, row.text, row.error
         return

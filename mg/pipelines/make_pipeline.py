@@ -18,7 +18,10 @@ def make_pipeline(config: MakePipelineConfig) -> TextToVideoPipeline:
         UserError: a part is missing, damaged, or not the one the transformer was trained with.
     """
     device.setup("CPU")
-    transformer, conditioning = read_transformer(Path(config.transformer))
+    try:
+        transformer, conditioning = read_transformer(Path(config.transformer))
+    except UserError as error:
+        raise UserError(f"--transformer {error}") from error
     missing = [kind for kind in transformer.kinds if kind not in config.encoders and kind not in conditioning.ones]
     if missing:
         raise UserError(f"--{missing[0]}: the transformer reads {missing[0]}; give the folder of that text encoder")

@@ -1,6 +1,7 @@
 """The folder of a text-to-video pipeline, laid out as on the Hub: read its parts, check that they belong together."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -104,18 +105,26 @@ class SchedulerConfig:
     guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.sample_method not in grids.KINDS:
+        """Check types and ranges."""
+        if not _is_number(self.sigma_min) or not 0 <= self.sigma_min < 1:
+            raise UserError(f"sigma_min={self.sigma_min!r}: give a number in [0, 1)")
+        if self.sample_method not in tuple(grids.KINDS):
             raise UserError(f"sample_method={self.sample_method!r}: choose {', '.join(grids.KINDS)}")
-        if self.solver not in solvers.SOLVERS:
+        if self.solver not in tuple(solvers.SOLVERS):
             raise UserError(f"solver={self.solver!r}: choose {', '.join(solvers.SOLVERS)}")
         if type(self.num_inference_steps) is not int or self.num_inference_steps < 1:
             raise UserError(f"num_inference_steps={self.num_inference_steps!r}: give at least 1")
+        if self.guidance_scale is not None and not (_is_number(self.guidance_scale) and self.guidance_scale >= 0):
+            raise UserError(f"guidance_scale={self.guidance_scale!r}: give a number of at least 0, or null")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SchedulerConfig":
         """Read what stands in scheduler_config.json; entries with an underscore are passed over."""
         return cls(**_known(cls, values))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +153,7 @@ def read_parts(
     tae_dtype: str | None = None,
     use_tile: bool = False,
     text_encoders: bool = True,
+    max_length: tuple[int, int, int] | None = None,
 ) -> Parts:
     """Load a pipeline folder; everything that can be missing is looked for before anything is loaded.
 
@@ -153,6 +163,7 @@ def read_parts(
         tae_dtype: of the autoencoder's; None for the same.
         use_tile: let the autoencoder decode in tiles.
         text_encoders: False leaves them out, for embeddings that are there already.
+        max_length: see `read_transformer`.
 
     Raises:
         UserError: a part or a file is missing, damaged or does not fit the others.
@@ -162,7 +173,7 @@ def read_parts(
     kinds = [name.removeprefix(_ENCODER) for name in index if name.startswith(_ENCODER)] if text_encoders else []
     for part in ("transformer", "tae", "scheduler", *(_ENCODER + kind for kind in kinds)):
         _check_part(folder, part)
-    network, conditioning = read_transformer(folder / "transformer", dtype)
+    network, conditioning = read_transformer(folder / "transformer", dtype, max_length)
     scheduler = _parsed(SchedulerConfig.from_dict, folder / "scheduler" / SCHEDULER_FILE)
     tae = read_tae(folder / "tae", tae_dtype or dtype, use_tile)
     types = index.get("_text_dtypes", {})

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -38,13 +38,13 @@ class NpzFiles:
     """Writes a file per row, which is what the reference's data sets read.
 
     Args:
-        folder: claimed for one encoder: its `encoder.json` says which.
+        folder: claimed for one encoder and one rule of frame rates: its `encoder.json` says which.
         record: the encoder.
         half: store float16 instead of float32.
         overwrite: reuse nothing, and take a folder over from another encoder.
 
     Raises:
-        UserError: the folder belongs to another encoder or cannot be written.
+        UserError: the folder belongs to another encoder, has other frame rates, or cannot be written.
     """
 
     trim = False  # the reference's generator sees the embeddings of padding
@@ -55,15 +55,18 @@ class NpzFiles:
         # Files are looked for before the record: another process of the same run writes the record first.
         foreign = next((path for path in folder.rglob(f"*{SUFFIX}") if not path.name.startswith(".")), None)
         found = None if overwrite else EncoderRecord.read(folder)
+        silent = found is not None and found.fps is None  # a record of before rates were noted
         fault = None
-        if found not in (None, record):
+        if found is not None and replace(found, fps=record.fps) != record:
             fault = f"another encoder wrote it, {found.name} and not {record.name}"
+        elif found is not None and not silent and found.fps != record.fps:
+            fault = f"its captions were encoded with --fps {found.fps}, not --fps {record.fps}"
         elif found is None and foreign is not None and not overwrite:
             fault = f"it holds {foreign.name}, which this program did not write"
         if fault:
             remedy = "choose another folder, or replace its embeddings by --overwrite"
             raise UserError(f"--output_path {folder}: {fault}; {remedy}")
-        if found is None:
+        if found is None or silent:
             record.write(folder)
 
     def identity(self, row: PromptRow, tokens: Int[np.ndarray, "n"], mask: Bool[np.ndarray, "n"]) -> bytes:

@@ -10,6 +10,7 @@ from mg import device
 from mg.config import cli
 from mg.config.train import TrainConfig, TransformerConfig
 from mg.dataset.clips import Prefetcher
+from mg.dataset.text_sources import knows_rates
 from mg.errors import UserError
 from mg.files import write_json, write_text
 from mg.models.llama import PRESETS, LlamaConfig, LlamaModel, load_weights, read_config
@@ -129,7 +130,7 @@ def conditioning(config: TrainConfig, data: TrainData) -> Conditioning:
     settings, source = config.data, data.source
     return Conditioning(
         text_lengths={kind: getattr(settings.text_lengths, kind) for kind in source.texts},
-        fps=settings.fps != "none",
+        fps=knows_rates(source.texts, settings.fps),
         unconditional=settings.dropout.all > 0,
         null_text="empty" if all(source.null_prompts.values()) else "zeros",
         attend_padding=settings.attend_padding,

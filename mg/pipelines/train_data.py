@@ -17,7 +17,7 @@ from mg.dataset.cuts import Cut
 from mg.dataset.generation import GenerationSource
 from mg.dataset.latent_sources import LatentFolder, LatentSource, OnlineLatents
 from mg.dataset.manifest import Item, read_manifest
-from mg.dataset.text_sources import OnlineTexts, TextSource, open_texts
+from mg.dataset.text_sources import OnlineTexts, TextSource, knows_rates, open_texts
 from mg.errors import UserError
 from mg.models.llama import LlamaConfig
 from mg.models.tae import TemporalAutoencoder
@@ -78,6 +78,7 @@ def open_data(config: TrainConfig) -> TrainData:
         texts = _texts(config, config.data)
         if not texts:
             raise UserError("text: no encoder is named; give the folder of at least one encoder's embeddings")
+        knows_rates(texts, config.data.fps)  # told now, not when the network is trained
         source = GenerationSource(items, config.data, _latents(config, config.data, tae), texts)
     except UserError as error:
         raise UserError(f"data.{error}") from error
@@ -142,6 +143,11 @@ def _validation(
         of = source.texts.get(kind)
         if of is None or of.width != text.width or (of.fingerprint and text.fingerprint not in ("", of.fingerprint)):
             raise UserError(f"valid.text.{kind}: not of the encoder that data.text has; encode the captions with that")
+        if of.fps != text.fps:
+            raise UserError(
+                f"valid.text.{kind}: captions encoded with --fps {text.fps}, those of data.text with --fps {of.fps}; "
+                "encode both alike"
+            )
     return found
 
 

@@ -12,6 +12,7 @@ from mg.config.shapes import ATTRIBUTES, Scene
 from mg.dataset.shapes import all_scenes, caption, place, render
 from mg.dataset.video import read_video, write_video
 from mg.errors import BadClip, UserError
+from mg.pipelines import TextToVideoPipeline
 from mg.rng import stream
 
 
@@ -115,6 +116,20 @@ def test_existing_clips_are_read_where_the_list_says(bench, lists, scenes, tmp_p
     assert (row["count"], row["all"]) == (1, 0)
     with pytest.raises(BadClip, match="held_out_0.mp4: file not found"):
         run(bench, "--videos", tmp_path / "clips", "--csv", lists[1], "--output_path", out)
+
+
+def test_the_pipeline_is_asked_for_the_grid(bench, monkeypatch):
+    asked = []
+
+    class Pipe:
+        def __call__(self, prompts, **options):
+            asked.append((options["sample_method"], options["num_inference_steps"]))
+
+    monkeypatch.setattr(TextToVideoPipeline, "from_pretrained", lambda *args, **options: Pipe())
+    for method in (None, "linear"):
+        settings = bench.Settings(csv="a.csv", output_path="out", pipeline="p", steps=7, sample_method=method)
+        bench.load_pipeline(settings)(["a"], 1.0, [0])
+    assert asked == [(None, 7), ("linear", 7)]
 
 
 def test_chance_is_one_scene_in_720(bench):

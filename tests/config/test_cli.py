@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from mg.config import cli
+from mg.config.generate import GenerateConfig
 from mg.config.tae_train import TaeTrainConfig
 from mg.errors import BadClip, NoGoodClip, NumericalAbort, UserError
 
@@ -53,6 +54,8 @@ class Run:
     ckpt_path: str | None = None
     name: Literal["one", "two"] = "one"
     tile: bool = False
+    kind: Literal["euler", "midpoint"] | None = None
+    size: tuple[int, int] | int = 64
     save: bool | None = None
     folder: Path = Path("out")
     train: Train = field(default_factory=lambda: Train(steps=10))
@@ -141,8 +144,15 @@ def test_a_tuple_of_one_needs_no_brackets():
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--nam", "one"], ["--nam one", "did you mean name?"]),  # no abbreviations
-        (["--train.step", "3"], ["--train.step 3", "did you mean train.steps?"]),
+        (["--nam", "one"], ["--nam one", "did you mean --name?"]),  # no abbreviations
+        (["--train.step", "3"], ["--train.step 3", "did you mean --train.steps?"]),
+        (["--train.lr", "3"], ["(did you mean --train.optim.lr?)"]),  # left out a section
+        (["--learning_rate", "3"], ["(here: --train.optim.lr)"]),
+        (["--save", "perhaps"], ["save: perhaps is not of type bool"]),
+        (["--size", "64x64"], ["size: 64x64: give one number or two, such as 64 64;"]),
+        (["--size", "64,64"], ["size: 64,64: give one number or two"]),
+        (["--size", "1", "2", "3"], ["size: [1, 2, 3]: give one number or two"]),
+        (["--kind", "heun"], ["kind: heun is not one of 'euler', 'midpoint';"]),
         (["stray"], ["unrecognized arguments: stray"]),
         (["--name", "three"], ["name: three is not one of 'one', 'two'"]),
         (["--train.steps", "x"], ["train.steps: x is not of type int"]),
@@ -161,6 +171,19 @@ def test_wrong_command_lines_are_told_in_one_line(argv, parts):
     message = complaint(*argv)
     for part in parts:
         assert part in message
+
+
+def test_all_options_that_begin_with_the_word_are_named():
+    with pytest.raises(UserError) as caught:
+        cli.parse(GenerateConfig, ["--pipeline", "p", "--prompt", "a", "--guidance", "4"])
+    found = str(caught.value).partition("(did you mean ")[2].partition("?)")[0].split(", ")
+    assert set(found) == {"--guidance_scale", "--guidance_mode", "--guidance_schedule"}
+
+
+@pytest.mark.parametrize("name", ["--steps", "--num_inference_steps"])
+def test_what_other_programs_call_an_option_is_known(name):
+    with pytest.raises(UserError, match=r"\(here: --num_sampling_steps\)"):
+        cli.parse(GenerateConfig, [name, "4"])
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@ import importlib
 import re
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from mg.config import cli
+from mg.config.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -39,8 +41,13 @@ def test_every_file_shows_a_command_that_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, script, *argv = shlex.split(path.read_text("utf-8").splitlines()[1].removeprefix("# "))
     assert (ROOT / script).is_file()
-    assert argv[:2] == ["--config", str(path.relative_to(ROOT))]
-    cli.parse(config_class(path), argv)
+    files = [value for flag, value in pairwise(argv) if flag in ("-c", "--config")]
+    assert files[-1] == str(path.relative_to(ROOT)) and argv[0] in ("-c", "--config")
+    config = cli.parse(config_class(path), argv)
+    if isinstance(config, TrainConfig):  # the command runs as it stands: nothing that a run needs is missing
+        assert config.csv_path and config.data.text.by_kind and config.data.tae_latent_folder
+        if config.train.lr_reduce_on_plateau.factor != 1:
+            assert config.valid.csv_path
 
 
 def test_full_size_settings():

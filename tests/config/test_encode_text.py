@@ -65,7 +65,7 @@ def test_rates(word, value):
         (["--format", "pickle"], "format"),
         (["--kind", "t5"], "kind"),
         (["--text", "quotes"], "text"),
-        (["--prompt_file", "x"], "did you mean prompts_file?"),
+        (["--prompt_file", "x"], "did you mean --prompts_file?"),
     ],
 )
 def test_mistakes(args, words):

@@ -4,6 +4,7 @@ import pytest
 
 from mg.config import cli
 from mg.config.generation import GenerationSettings
+from mg.config.train import TrainConfig
 from mg.errors import UserError
 
 
@@ -32,3 +33,16 @@ def test_options_on_the_command_line(tmp_path):
     assert parsed.frames == (1, 64) and parsed.batch_sizes == {1: 25, 64: 2}
     (tmp_path / "c.yaml").write_text("batch_sizes: {1: 25, 64: 2}\nframes: [1, 64]\nfps: video\n")
     assert cli.load(GenerationSettings, tmp_path / "c.yaml").batch_sizes == {1: 25, 64: 2}
+
+
+def test_help_says_of_each_path_per_encoder_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option, words in {
+        "--data.text.ul2 UL2": "folder of .npz files, or of text caches",
+        "--data.empty_text.ul2 UL2": ".npz file that scripts/inference_text_enc.py wrote for an empty line",
+        "--online.text_encoders.ul2 UL2": "Hugging Face folder of the encoder",
+        "--valid.text.ul2 UL2": "folder of .npz files, or of text caches",
+    }.items():
+        assert text.partition(f"{option} ")[2].startswith(words), option

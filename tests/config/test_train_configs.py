@@ -8,6 +8,7 @@ import pytest
 from mg.config import cli
 from mg.config.train import TrainConfig
 from mg.dataset.buckets import bucket_sizes
+from mg.dataset.prompt_list import read_prompts
 
 FOLDER = Path(__file__).parents[2] / "configs" / "train"
 STAGES = {"stage1_t2i_256px": 256, "stage2_t2iv_256px": 256, "stage3_t2iv_768px": 768, "stage4_finetune": 768}
@@ -60,3 +61,12 @@ def test_the_world_of_shapes_is_trained_on_what_its_tools_write():
     assert 0.1 <= shapes.data.dropout.all <= 0.2 and 0.99 <= shapes.train.ema_decay < 1
     assert shapes.sample.every % shapes.train.validate_every == 0
     assert Path(shapes.csv_path).parent == Path(shapes.valid.csv_path).parent == Path(shapes.video_folder)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_empty_prompts_are_where_a_list_of_one_empty_line_puts_them(name, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    (row,) = read_prompts(tmp_path / "empty.txt")
+    assert row.text == "" and row.error is None
+    paths = {kind: f"data/empty/{kind}/{row.output}" for kind in ("ul2", "metaclip", "byt5")}
+    assert config(name).data.empty_text.by_kind == paths

@@ -3,12 +3,13 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mg.config.generation import GenerationSettings, TextFolders, TextLengths
+from mg.config.generation import EmptyTexts, GenerationSettings, TextFolders, TextLengths
 from mg.config.prompt_dropout import PromptDropout
 from mg.dataset import latent_sources
 from mg.dataset.cuts import Cut
@@ -196,7 +197,7 @@ def texts(tmp_path):
     for name, text in zip(NAMES, CAPTIONS, strict=True):
         write_text_npz(ul2 / Path(name).with_suffix(".npz"), features(text, 5, padded_to=8), UL2.fingerprint)
     write_text_npz(tmp_path / "empty.npz", features("", 5, padded_to=8), UL2.fingerprint)
-    return TextFolders(byt5=str(byt5), ul2=str(ul2)), TextFolders(ul2=str(tmp_path / "empty.npz"))
+    return TextFolders(byt5=str(byt5), ul2=str(ul2)), EmptyTexts(ul2=str(tmp_path / "empty.npz"))
 
 
 CAPTIONS = [["a red circle", "one large blue cross moves left slowly", "fog"][i % 3] for i in range(len(NAMES))]
@@ -240,7 +241,7 @@ def test_padding_is_seen_only_when_asked_for(folder, texts):
 @pytest.mark.parametrize("known", [True, False])
 def test_dropped_prompts_are_the_empty_prompt(folder, texts, known, caplog):
     # With no file of the empty prompt, UL2's are masked out; the cache knows "" itself.
-    options = {"text": texts[0], "empty_text": texts[1] if known else TextFolders(), "text_lengths": LENGTHS}
+    options = {"text": texts[0], "empty_text": texts[1] if known else EmptyTexts(), "text_lengths": LENGTHS}
     dropout = PromptDropout(all=0.2, each=0.1, seed=4)
     source = GenerationSource(CAPTIONED, settings(folder, batch_size=20, dropout=dropout, **options))
     kept = GenerationSource(CAPTIONED, settings(folder, batch_size=20, **options))
@@ -381,6 +382,7 @@ class Words:
     """A text encoder as far as `OnlineTexts` looks at one."""
 
     kind, width, fingerprint = "byt5", 6, "b5"
+    processor = SimpleNamespace(config=SimpleNamespace(text="quoted"))
 
     def __init__(self):
         self.encoded = []

@@ -246,6 +246,10 @@ def test_a_record_that_tells_otherwise(tmp_path):
     (folder / "encoder.json").write_text(json.dumps({**values, "width": "3"}))
     with pytest.raises(UserError, match="width is '3'"):
         TextCache.open(tmp_path, "ul2")
+    for fps in ("24", -1, True, [24]):
+        (folder / "encoder.json").write_text(json.dumps({**values, "fps": fps}))
+        with pytest.raises(UserError, match="fps is"):
+            TextCache.open(tmp_path, "ul2")
     (folder / "encoder.json").write_text(json.dumps({**values, "kind": "byt5"}))
     with pytest.raises(UserError, match="describes another encoder"):
         TextCache.open(tmp_path, "ul2")

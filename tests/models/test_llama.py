@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import zlib
 from dataclasses import replace
 
@@ -271,11 +272,23 @@ def test_half_precision_activations_are_near(pynative):
         ({"num_key_value_heads": 3}, "num_key_value_heads=3 must be a divisor"),
         ({"text_widths": (("byt5", 7), ("ul2", 6))}, "in this order"),
         ({"max_length": (0, 4, 4)}, "max_length"),
+        ({"max_length": "4,4,4"}, "max_length='4,4,4' must be three numbers"),
+        ({"max_length": (4, "4", 4)}, "max_length="),
         ({"patch_embedder": "mlp"}, "linear or conv3d"),
+        ({"hidden_size": "192"}, "hidden_size='192' must be a whole number of at least 1"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers=2.0 must be a whole number"),
+        ({"num_key_value_heads": "4"}, "num_key_value_heads='4' must be a divisor"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' must be a number above 0"),
+        ({"qk_norm": "false"}, "qk_norm='false' must be true or false"),
+        ({"attention_bias": 1}, "attention_bias=1 must be true or false"),
+        ({"text_widths": 5}, "text_widths=5 must be pairs"),
+        ({"text_widths": (("ul2", "6"),)}, "text_widths="),
     ],
 )
 def test_bad_configurations_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         replace(SMALL, **changes)
+    with pytest.raises(UserError, match=message):  # as config.json would say it
+        LlamaConfig.from_dict(json.loads(json.dumps({**SMALL.to_dict(), **changes})))
     with pytest.raises(UserError, match="unknown keys.*'depth'"):
         LlamaConfig.from_dict({**SMALL.to_dict(), "depth": 3})

@@ -321,5 +321,17 @@ def test_no_network_is_one_line(monkeypatch, error):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     said = message_of(fetch, "google/byt5-small")
-    assert said.startswith("google/byt5-small: no such folder, and the hub cannot be reached (")
+    assert said.startswith("google/byt5-small: there is no such folder, and as a name on the hub it cannot be ")
     assert "no way" in said and "HF_ENDPOINT" in said
+
+
+def test_a_long_reason_ends_with_a_word(monkeypatch):
+    words = [f"word{number}" for number in range(40)]
+
+    def snapshot_download(*arguments, **options):
+        raise OSError(" ".join(words))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    reason = message_of(fetch, "google/byt5-small").partition("(")[2].partition(")")[0]
+    *kept, last = reason.split()
+    assert kept == words[: len(kept)] and last == "..." and 140 < len(reason) <= 160

@@ -100,6 +100,7 @@ def test_a_csv_becomes_a_file_per_row(tmp_path, clips):
     record = json.loads((tmp_path / "out/encoder.json").read_text())
     assert record == {
         "kind": "ul2", "fingerprint": "0123456789abcdef", "width": 3, "max_length": 8, "dtype": "fp32", "text": "all",
+        "fps": "none",
     }  # fmt: skip
     assert not [path for path in (tmp_path / "out").rglob(".*")]
 
@@ -113,6 +114,25 @@ def test_a_text_file(tmp_path):
     assert sorted(contents(tmp_path / "out")) == files
     for name, text in zip(files, ["FPS-30 a cat", "FPS-30", "FPS-30 v2.0 ready/set"], strict=False):
         assert_file(tmp_path / "out" / name, encoder, text)
+    assert json.loads((tmp_path / "out/encoder.json").read_text())["fps"] == 29.97
+
+
+def test_a_folder_has_one_rule_of_frame_rates(tmp_path):
+    prompts, record = listed(tmp_path, ["a cat"], "list.txt"), tmp_path / "out/encoder.json"
+    encode_prompts(config(tmp_path, prompts, fps=24.0), Fake())
+    other = listed(tmp_path, ["a dog"], "other.txt")
+    with pytest.raises(UserError, match="its captions were encoded with --fps 24.0, not --fps none; .*--overwrite"):
+        encode_prompts(config(tmp_path, other), Fake())
+    assert set(contents(tmp_path / "out")) == {"000-a-cat.npz"}
+    encode_prompts(config(tmp_path, prompts, overwrite=True), Fake())
+    assert json.loads(record.read_text())["fps"] == "none"
+    assert_file(tmp_path / "out/000-a-cat.npz", Fake(), "a cat")
+    # A record of before rates were noted gets the rule; the files are judged by their tokens, as ever.
+    values = json.loads(record.read_text())
+    del values["fps"]
+    record.write_text(json.dumps(values))
+    assert counts(encode_prompts(config(tmp_path, prompts), Fake())) == (1, 0, 0, 1, 0)
+    assert json.loads(record.read_text())["fps"] == "none"
 
 
 @pytest.mark.parametrize("dtype, stored", [("fp32", np.float32), ("fp16", np.float16), ("bf16", np.float32)])

@@ -57,7 +57,7 @@ def test_parts_that_do_not_belong_together(parts, root, tmp_path):
         ({"ul2": str(root / "assets/text/byt5")}, "--ul2 "),
         ({"tae": str(root / "assets/weights/tae-tiny.safetensors")}, "autoencoder: this is "),
         ({"tae": str(tmp_path / "none.safetensors")}, "--tae "),
-        ({"transformer": str(tmp_path)}, "config.json: missing"),
+        ({"transformer": str(tmp_path)}, f"--transformer {tmp_path}/config.json: missing"),
     ]
     for change, words in faults:
         with pytest.raises(UserError) as error:

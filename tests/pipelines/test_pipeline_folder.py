@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from mg.config.generate import GenerateConfig, ModelOptions
 from mg.errors import UserError
+from mg.models.llama.loading import resized_table
 from mg.pipelines import TextToVideoPipeline
-from mg.pipelines.pipeline_folder import Conditioning, write_parts
+from mg.pipelines.generate import load_pipeline
+from mg.pipelines.pipeline_folder import Conditioning, SchedulerConfig, read_parts, write_parts
 from mg.rng import stream
 
 
@@ -146,6 +149,28 @@ def test_a_spoilt_folder_is_told_in_one_line(folder, tmp_path, kind, words):
     assert words in str(error.value) and str(error.value).count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"guidance_scale": "4"}, "guidance_scale='4': give a number of at least 0"),
+        ({"guidance_scale": -1}, "guidance_scale=-1"),
+        ({"guidance_scale": True}, "guidance_scale=True"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"sigma_min": "1e-5"}, "sigma_min='1e-5': give a number in"),
+        ({"sigma_min": 1}, "sigma_min=1: "),
+        ({"sample_method": ["linear"]}, "sample_method=['linear']: choose linear, "),
+        ({"solver": {}}, "solver={}: choose euler, midpoint"),
+        ({"num_inference_steps": "50"}, "num_inference_steps='50'"),
+    ],
+)
+def test_a_scheduler_of_wrong_types_is_told_by_its_key(changes, words):
+    with pytest.raises(UserError) as error:
+        SchedulerConfig.from_dict(changes)
+    assert str(error.value).startswith(words)
+    whole = {"sigma_min": 0, "guidance_scale": 4, "_class_name": "FlowMatching"}
+    assert SchedulerConfig.from_dict(whole).guidance_scale == 4
+
+
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         TextToVideoPipeline.from_pretrained(tmp_path / "none", device="CPU")
@@ -155,3 +180,28 @@ def test_a_pipeline_without_its_text_encoders(folder):
     pipe = TextToVideoPipeline.from_pretrained(folder, device="CPU", text_encoders=False)
     with pytest.raises(UserError, match="prompts need the text encoder ul2"):
         pipe("a", height=16, width=16, guidance_scale=1.0)
+
+
+def options(folder, **model):
+    return GenerateConfig(pipeline=str(folder), prompt="a", device="CPU", model=ModelOptions(**model))
+
+
+def test_position_tables_of_a_pipeline_are_lengthened(folder):
+    stored = read_parts(folder).transformer
+    longer = load_pipeline(options(folder, max_length=(3, 5, 2))).transformer
+    assert stored.config.max_length == (2, 2, 2) and longer.config.max_length == (3, 5, 2)
+    before, after = ({name: p.asnumpy() for name, p in net.parameters_and_names()} for net in (stored, longer))
+    for axis, length in zip("thw", (3, 5, 2), strict=True):
+        name = f"pos_embedding_table_{axis}.embedding_table"
+        np.testing.assert_array_equal(after[name], resized_table(before[name], length))
+        assert length == len(before[name]) or not np.array_equal(after[name][1], before[name][1])
+
+
+@pytest.mark.parametrize("model", [{"name": "tiny"}, {"reference": True}])
+def test_what_is_for_a_weights_file_is_refused_for_folders(folder, model):
+    (name,) = model
+    with pytest.raises(UserError, match=f"model.{name}=.*is for a weights file, the config.json of --pipeline .*drop"):
+        options(folder, **model)
+    own = options(folder, **model, pretrained_model_path=str(folder / "transformer"))
+    with pytest.raises(UserError, match=f"model.{name}=.*config.json of --model.pretrained_model_path .*transformer"):
+        load_pipeline(own)

@@ -11,10 +11,11 @@ from mindspore import Tensor
 from mg.config import cli
 from mg.config.encode_latents import EncodeLatentsConfig, TaeOptions, VideoOptions
 from mg.config.encode_text import EncodeTextConfig
-from mg.config.generation import GenerationSettings, TextFolders, TextLengths
+from mg.config.generation import EmptyTexts, GenerationSettings, TextFolders, TextLengths
 from mg.config.prompt_dropout import PromptDropout
 from mg.config.train import (
     AutoencoderConfig,
+    EncoderFolders,
     FlowLossConfig,
     FlowValidationConfig,
     OnlineConfig,
@@ -73,7 +74,7 @@ def settings(folder, **changes):
     given = dict(
         tae_latent_folder=str(folder / "latents"),
         text=TextFolders(**{kind: str(folder / kind) for kind in WIDTHS}),
-        empty_text=TextFolders(**{kind: str(folder / f"{kind}-empty" / "empty.npz") for kind in WIDTHS}),
+        empty_text=EmptyTexts(**{kind: str(folder / f"{kind}-empty" / "empty.npz") for kind in WIDTHS}),
         text_lengths=TextLengths(ul2=4, byt5=3), batch_size=2, dropout=PromptDropout(all=0.25),
     )  # fmt: skip
     return GenerationSettings(**{**given, **changes})
@@ -297,6 +298,18 @@ def test_a_resumed_run_must_share_its_data(config, folder, tmp_path):
     assert (tmp_path / "run" / CONFIG_RECORD).read_bytes() == record
 
 
+def test_frame_rates_in_front_of_the_captions_reach_the_result(config, tmp_path):
+    folder = write_data(tmp_path / "rated", VIDEOS)
+    for kind, fps in (("ul2", "video"), ("byt5", "none")):
+        replace(EncoderRecord.read(folder / kind), fps=fps).write(folder / kind)
+    run = replace(config, csv_path=str(folder / "list.csv"), train=TrainerConfig(steps=1), data=settings(folder))
+    with pytest.raises(UserError, match=r"data\.text\.ul2: its captions were encoded with a frame rate in front"):
+        train(run)
+    replace(EncoderRecord.read(folder / "byt5"), fps=24.0).write(folder / "byt5")
+    train(run)
+    assert read_transformer(tmp_path / "run" / FINAL_FOLDER)[1].fps is True
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -335,8 +348,8 @@ def test_videos_and_captions_encoded_on_the_way_give_the_same_batches(config, cl
     data = settings(tmp_path, text=TextFolders(), tae_latent_folder=None, text_lengths=TextLengths(ul2=12))
     run = replace(
         config, csv_path=str(tmp_path / "list.csv"), video_folder=str(tmp_path / "videos"),
-        data=replace(data, empty_text=TextFolders()), tae=AutoencoderConfig(pretrained=tae),
-        online=OnlineConfig(size=(32, 32), text_encoders=TextFolders(ul2=ul2)),
+        data=replace(data, empty_text=EmptyTexts()), tae=AutoencoderConfig(pretrained=tae),
+        online=OnlineConfig(size=(32, 32), text_encoders=EncoderFolders(ul2=ul2)),
     )  # fmt: skip
     stored = replace(run.data, tae_latent_folder=latents, text=TextFolders(ul2=str(tmp_path / "text")))
     stored = replace(run, data=stored, online=OnlineConfig())

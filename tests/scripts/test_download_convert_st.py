@@ -66,4 +66,4 @@ def test_no_network_is_one_line_in_a_process_of_its_own(run, error_line, tmp_pat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     said = error_line(run(TOOL, "google/byt5-small"))
-    assert said.startswith("error: google/byt5-small: no such folder, and the hub cannot be reached (")
+    assert said.startswith("error: google/byt5-small: there is no such folder, and as a name on the hub it cannot be f")

@@ -45,6 +45,21 @@ def test_only_the_last_videos_are_kept(app):
     assert sorted(path.name for path in app.folder.iterdir()) == names[1:]
 
 
+def test_another_run_leaves_the_videos_of_the_earlier_one(app):
+    app.folder.joinpath("0007-a.png").write_bytes(b"of yesterday")
+    app.folder.joinpath("notes.txt").write_text("12-")
+    again = DemoApp(app.pipeline, app.config)
+    assert again.make("a", "", 0, 1, 16, 16, 1.0, 1).path.name == "0008-a.png"
+    assert DemoApp(app.pipeline, app.config).make("b", "", 0, 1, 16, 16, 1.0, 1).path.name == "0009-b.png"
+    assert app.folder.joinpath("0007-a.png").read_bytes() == b"of yesterday"
+
+
+def test_a_page_does_not_begin_with_more_steps_than_it_allows():
+    assert DemoConfig(pipeline="p", num_sampling_steps=500).num_sampling_steps == 500
+    with pytest.raises(UserError, match="num_sampling_steps=501: give at most 500"):
+        DemoConfig(pipeline="p", num_sampling_steps=501)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

@@ -113,9 +113,9 @@ def test_another_encoders_folder(here, error_line, loaded, prompts, tmp_path, mo
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("no/such/folder", "no/such/folder: neither a folder nor a model id"),
-        ("nobody/nothing", "nobody/nothing: no such folder"),
-        ("{0}", "config.json: there is no such file"),
+        ("no/such/folder", "--model_name no/such/folder: neither a folder nor a model id"),
+        ("nobody/nothing", "error: --model_name nobody/nothing: there is no such folder, and as a name on the hub "),
+        ("{0}", "error: --model_name {0}/config.json: there is no such file"),
     ],
 )
 def test_no_encoder_there(here, error_line, prompts, tmp_path, monkeypatch, name, words):
@@ -123,7 +123,7 @@ def test_no_encoder_there(here, error_line, prompts, tmp_path, monkeypatch, name
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     name = name.format(tmp_path)
     line = error_line(here(SCRIPT, "--model_name", name, "--prompts_file", prompts, "--output_path", tmp_path / "o"))
-    assert words in line and list((tmp_path / "o").iterdir()) == []
+    assert words.format(tmp_path) in line and list((tmp_path / "o").iterdir()) == []
 
 
 def test_an_id_is_fetched(here, loaded, prompts, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_an_id_is_fetched(here, loaded, prompts, tmp_path, monkeypatch):
 def test_bad_options(here, error_line, prompts, tmp_path):
     args = ("--prompts_file", prompts, "--output_path", tmp_path / "o")
     assert "shard=1/1: give i/n" in error_line(here(SCRIPT, *args, "--shard", "1/1"))
-    assert "did you mean batch_size?" in error_line(here(SCRIPT, *args, "--batch_sise", "1"))
+    assert "did you mean --batch_size?" in error_line(here(SCRIPT, *args, "--batch_sise", "1"))
     assert "output_path" in error_line(here(SCRIPT, "--prompts_file", prompts))
     assert not (tmp_path / "o").exists()
 

@@ -167,7 +167,7 @@ def test_bad_input_in_a_process_of_its_own(run, error_line, clips, tmp_path):
         (["--video_path", "{0}/none.mp4"], "--video_path {0}/none.mp4: no such file"),
         ([], "nothing to reconstruct"),
         (["--video_path", "a", "--csv_path", "b"], "choose one"),
-        (["--video_path", "a", "--num_frame", "3"], "did you mean num_frames?"),
+        (["--video_path", "a", "--num_frame", "3"], "did you mean --num_frames?"),
         (["--video_path", "a", "--num_frames", "0"], "num_frames=0: give at least 1"),
         (["--video_path", "a", "--image_size", "-8"], "image_size=-8"),
         (["--video_path", "a", "--batch_size", "two"], "batch_size"),

@@ -81,7 +81,7 @@ def test_a_run_says_where_the_weights_are(here, command, folder, tmp_path):
         (["--train.lr_reduce_on_plateau.factor", "0.5"], "validate_every=0 must be 1 or above"),
         (["--train.lr_reduce_on_plateau.factor", "0.5", "--train.validate_every", "1"], "name --valid.csv_path"),
         (["--tae.pretrained", "{0}/none.safetensors"], "tae.pretrained {0}/none.safetensors"),
-        (["--train.step", "4"], "did you mean train.steps?"),
+        (["--train.step", "4"], "did you mean --train.steps?"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(here, error_line, command, tmp_path, args, words):

@@ -43,7 +43,7 @@ def test_a_run_says_where_the_encoder_is(here, tmp_path):
         ([*LIST, "--data.batch_size", "0"], "data.batch_size=0 must be at least 1"),
         ([*LIST, "--data.join_captions", "0"], "data.join_captions=0 must be at least 1"),
         ([*LIST, "--valid.share", "1"], "valid.share=1.0 must be in [0, 1)"),
-        ([*LIST, "--data.join_caption", "3"], "did you mean data.join_captions?"),
+        ([*LIST, "--data.join_caption", "3"], "did you mean --data.join_captions?"),
     ],
 )
 def test_bad_input_is_one_line(here, error_line, tmp_path, args, words):

@@ -1,7 +1,7 @@
 """Configurations of the Movie Gen transformer (Movie Gen, section 3.1.3) and the shapes that follow from them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -44,25 +44,33 @@ class LlamaConfig:
     """Give the four projections of every attention a bias; no other layer ever has one."""
 
     def __post_init__(self) -> None:
-        """Check ranges and what goes together."""
+        """Check types, ranges and what goes together."""
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "in_channels"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            _require(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of at least 1")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             "hidden_size", self.hidden_size, f"a multiple of num_attention_heads={self.num_attention_heads}",
         )  # fmt: skip
         kv = self.num_key_value_heads
-        _require(kv is None or (kv >= 1 and self.num_attention_heads % kv == 0),
+        _require(kv is None or (_is_count(kv) and self.num_attention_heads % kv == 0),
                  "num_key_value_heads", kv, f"a divisor of num_attention_heads={self.num_attention_heads}")  # fmt: skip
         for name in ("patch_size", "max_length"):
             value = getattr(self, name)
-            _require(len(value) == 3 and min(value) >= 1, name, list(value), "three numbers of at least 1")
+            sound = isinstance(value, tuple | list) and len(value) == 3 and all(map(_is_count, value))
+            _require(sound, name, list(value) if isinstance(value, tuple) else value, "three numbers of at least 1")
+        pairs = isinstance(self.text_widths, tuple | list) and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and _is_count(pair[1]) for pair in self.text_widths
+        )
+        _require(pairs, "text_widths", self.text_widths, "pairs of a text encoder and its width, such as ['ul2', 4096]")
         kinds = [kind for kind, _ in self.text_widths]
         _require(
             bool(kinds) and kinds == [kind for kind in KINDS if kind in kinds],
             "text_widths", kinds, "some of ul2, metaclip, byt5, each once, in this order",
         )  # fmt: skip
-        _require(self.rms_norm_eps > 0, "rms_norm_eps", self.rms_norm_eps, "above 0")
+        eps = self.rms_norm_eps
+        _require(isinstance(eps, int | float) and eps is not True and eps > 0, "rms_norm_eps", eps, "a number above 0")
+        for name in ("qk_norm", "attention_bias"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         _require(self.patch_embedder in ("linear", "conv3d"), "patch_embedder", self.patch_embedder, "linear or conv3d")
 
     @property
@@ -110,7 +118,9 @@ class LlamaConfig:
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if "text_widths" in plain:
             pairs = plain["text_widths"]
-            plain["text_widths"] = tuple((kind, width) for kind, width in dict(pairs).items())
+            pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
+            inner = isinstance(pairs, str) or not isinstance(pairs, Iterable)  # refused by the class, with its name
+            plain["text_widths"] = pairs if inner else tuple(tuple(p) if isinstance(p, list) else p for p in pairs)
         try:
             return cls(**plain)
         except TypeError as error:
@@ -129,6 +139,10 @@ def count_tokens(size: Size, patch: Size, most: Size) -> Size:
                 "smaller size or a model with a longer table (max_length)"
             )
     return size[0] // patch[0], size[1] // patch[1], size[2] // patch[2]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
