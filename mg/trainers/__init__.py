@@ -1,5 +1,7 @@
 """The one training loop."""
 
-from mg.trainers.loop import BatchSource, Trainer
+from mg.trainers.feed import BatchSource
+from mg.trainers.loop import Trainer
+from mg.trainers.player import Memory, Player
 
-__all__ = ["BatchSource", "Trainer"]
+__all__ = ["BatchSource", "Memory", "Player", "Trainer"]

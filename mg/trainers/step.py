@@ -179,6 +179,7 @@ class Stepper:
         self._grad = GradStep(loss, params)
         self._accumulate = Accumulate(len(params))
         self._norm = GradNorm()
+        self._total: tuple[Tensor, ...] | None = None
         self.update = ApplyStep(params, config, ema_decay)
 
     @property
@@ -186,21 +187,30 @@ class Stepper:
         """Number of graphs compiled so far (0 in PyNative mode): steady while the shapes stay the same."""
         return sum(len(cell.compile_cache) for cell in (self._grad, self._accumulate, self._norm, self.update))
 
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._total = None
+
+    def add(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Take loss, terms and gradient of one micro-batch into the running average of the step."""
+        missing = [name for name in self._names if name not in batch]
+        if missing:
+            raise ValueError(f"the loss wants {missing}, the batch has only {sorted(batch)}")
+        new = self._grad(*(Tensor(batch[name]) for name in self._names))
+        old = self._total
+        self._total = new if old is None else self._accumulate(*old[:2], *new[:2], *old[2:], *new[2:])
+
+    def total(self) -> tuple[np.ndarray, float, tuple[Tensor, ...]]:
+        """Return (loss and terms as float32 array, global norm, gradients) of what was added since the last call."""
+        if self._total is None:
+            raise ValueError("a step needs at least one micro-batch")
+        (values, _, *grads), self._total = self._total, None
+        return values.asnumpy().copy(), float(self._norm(*grads).asnumpy()), tuple(grads)
+
     def gradient(
         self, micro_batches: Iterable[Mapping[str, np.ndarray]]
     ) -> tuple[np.ndarray, float, tuple[Tensor, ...]]:
         """Return (loss and terms as float32 array, global norm, gradients) over all micro-batches of a step."""
-        total = None
         for batch in micro_batches:
-            missing = [name for name in self._names if name not in batch]
-            if missing:
-                raise ValueError(f"the loss wants {missing}, the batch has only {sorted(batch)}")
-            new = self._grad(*(Tensor(batch[name]) for name in self._names))
-            if total is None:
-                total = new
-            else:
-                total = self._accumulate(*total[:2], *new[:2], *total[2:], *new[2:])
-        if total is None:
-            raise ValueError("a step needs at least one micro-batch")
-        values, _, *grads = total
-        return values.asnumpy().copy(), float(self._norm(*grads).asnumpy()), tuple(grads)
+            self.add(batch)
+        return self.total()

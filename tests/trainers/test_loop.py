@@ -186,7 +186,7 @@ def test_validation_sees_the_averages_and_training_goes_on_as_if_it_had_not_been
     seen = {}
 
     def validate(step):
-        seen[step] = {name: param.asnumpy().copy() for name, param in trainer._weights.items()}
+        seen[step] = {name: param.asnumpy().copy() for name, param in trainer._main.weights.items()}
         return {"psnr": np.float32(20.0 + step)}
 
     trainer = toy_trainer(tmp_path / "with", 5, validate=validate, validate_every=2)
@@ -204,7 +204,7 @@ def test_without_averaging_or_accumulation_validation_sees_the_weights(tmp_path)
     seen = []
     trainer = toy_trainer(
         tmp_path, 2, accumulation=1, ema_decay=0.0, validate_every=2,
-        validate=lambda step: seen.append(trainer._weights["last.bias"].asnumpy().copy()) or {},
+        validate=lambda step: seen.append(trainer._main.weights["last.bias"].asnumpy().copy()) or {},
     )
     trainer.fit()
     np.testing.assert_array_equal(seen[0], read_weights(tmp_path / "step-00000002" / "model.safetensors")["last.bias"])
@@ -243,12 +243,12 @@ def test_no_graph_is_compiled_after_the_first_step(tmp_path):
     counts = []
 
     def validate(step):
-        trainer._network.set_train(False)  # as a validation does
-        trainer._network(ms.Tensor(np.ones((1, trainer_toy.FEATURES), np.float32)))
+        trainer._main.network.set_train(False)  # as a validation does
+        trainer._main.network(ms.Tensor(np.ones((1, trainer_toy.FEATURES), np.float32)))
         counts.append(trainer.compilations)
         return {}
 
     trainer = toy_trainer(tmp_path, 6, validate=validate, validate_every=1)
     trainer.fit()
     assert counts == [4] * 6  # gradient, accumulation, norm, update
-    assert trainer._network.training
+    assert trainer._main.network.training
