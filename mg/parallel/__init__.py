@@ -1,0 +1,1 @@
+"""Parallelism, applied from outside to plain networks."""
