@@ -83,6 +83,13 @@ def setup(device: str = "auto", mode: str = "graph", device_id: int = 0) -> Devi
     return Device(target, mode, reason)
 
 
+def facts() -> dict[str, str]:
+    """Return for the records what this process computes with: `mindspore` (version), `device` and `mode`."""
+    ms = _mindspore()
+    mode = "graph" if ms.get_context("mode") == ms.GRAPH_MODE else "pynative"
+    return {"mindspore": ms.__version__, "device": _target(), "mode": mode}
+
+
 def is_ascend() -> bool:
     """Tell whether this process runs on Ascend, where the fused kernels are."""
     return _target() == "Ascend"

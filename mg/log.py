@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mg.errors import UserError
 
-_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+_LINE = "%(asctime)s %(levelname)s %(message)s"
+_FORMAT = logging.Formatter(_LINE, "%H:%M:%S")
+_FILE_FORMAT = logging.Formatter(_LINE, "%Y-%m-%d %H:%M:%S")  # a file is read days later
 
 
 class _StandardError(logging.Handler):
@@ -44,6 +46,6 @@ def setup_logging(path: str | Path | None = None) -> logging.Handler | None:
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the log {path}: {error.strerror}; choose another path") from error
-    handler.setFormatter(_FORMAT)
+    handler.setFormatter(_FILE_FORMAT)
     root.addHandler(handler)
     return handler

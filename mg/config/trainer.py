@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.logs import LogConfig
 from mg.errors import UserError
 
 
@@ -118,6 +119,7 @@ class TrainerConfig:
     """Seed of the run; the data source draws from it."""
     max_bad_steps: int = 10
     """More non-finite steps in a row than this end the run."""
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -19,6 +19,7 @@ from mg.trainers import checkpoint
 from mg.trainers.ema import swapped
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
 from mg.trainers.learner import Learner
+from mg.trainers.pace import Pace
 from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
 from mg.trainers.runlog import RunLog
@@ -69,6 +70,7 @@ class Trainer:
         if validate is None and self._plateau.config.factor != 1:
             raise UserError("lr_reduce_on_plateau needs a validation; name a validation list, or set its factor to 1")
         self._hook = hook
+        self._pace = Pace()
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
         if opponents:
             own["opponents"] = [player.name for player in opponents]
@@ -102,15 +104,15 @@ class Trainer:
         row, UserError where the checkpoint found belongs to another run or the disk refuses.
         """
         resumed = self._resume()
-        log = RunLog(self.output_path, self.step, self.config.steps)
+        settings = {"train": asdict(self.config), **self._fingerprint}
+        log = RunLog(self.output_path, self.step, self.config.steps, self.config.log, settings)
         stop = _StopSignals()
         batches = self._open(self.step * self.config.accumulation)
         try:
             with stop:
-                log.event("resume" if resumed else "start", step=self.step, config=asdict(self.config))
-                log.say(f"{'resuming' if resumed else 'starting'} at step {self.step}/{self.config.steps}")
+                log.begin(resumed, self.step, asdict(self.config))
                 self._run(log, stop, batches)
-                log.event("stop", step=self.step, reason=stop.reason or "done", compilations=self.compilations)
+                log.end(stop.reason or "done", self.step, self._pace.summary(), self.compilations)
         finally:
             log.close()
             if hasattr(batches, "close"):
@@ -157,6 +159,7 @@ class Trainer:
             if not bad:
                 learner.apply(lr)
         seconds = time.perf_counter() - start
+        self._pace.add(seconds, clock.samples, self.compilations)
         row.update(step_time=seconds, samples_per_s=clock.samples / seconds, data_wait=clock.waited, skipped=bad)
         logged = bad or self.step == 1 or self.step % self.config.log_every == 0
         if logged:
@@ -181,8 +184,7 @@ class Trainer:
         first = (self.step - 1) * self.config.accumulation
         where = {"micro_batches": list(range(first, first + self.config.accumulation)), "updates": self.updates}
         log.row("bad_steps", self.step, {**named, **where, "in_a_row": self._bad_in_a_row})
-        wrong = ", ".join(f"{name} {value}" for name, value in named.items() if name.endswith(("loss", "grad_norm")))
-        log.say(f"step {self.step} skipped: {wrong}")
+        log.tell("skipped", self.step, {**named, "in_a_row": self._bad_in_a_row})
         if self._bad_in_a_row > self.config.max_bad_steps:
             log.event("abort", step=self.step, reason="non-finite steps in a row", count=self._bad_in_a_row)
             raise NumericalAbort(
@@ -197,7 +199,7 @@ class Trainer:
         self._set_train()
         log.row("validation", self.step, figures)
         log.event("validate", step=self.step)
-        log.say(f"step {self.step} validation " + " ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+        log.tell("validation", self.step, figures)
         self._metrics.update(figures)
         if self.step % self.config.validate_every == 0:  # not the extra one at the end: a longer run has none there
             self._watch(log, figures)

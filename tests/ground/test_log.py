@@ -23,7 +23,7 @@ def test_lines_are_appended_to_a_file_too(tmp_path, capsys):
     get_logger().removeHandler(handler)
     handler.close()
     get_logger().info("after")
-    assert re.fullmatch(r"before\n[\d:]{8} INFO größer\n", path.read_text("utf-8"))
+    assert re.fullmatch(r"before\n\d{4}-\d\d-\d\d [\d:]{8} INFO größer\n", path.read_text("utf-8"))
     assert capsys.readouterr().err.count("größer") == 1
 
 
