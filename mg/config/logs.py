@@ -33,5 +33,5 @@ class LogConfig:
     """Further places for the figures; metrics.jsonl and its like are always written."""
 
     tensorboard: bool = False
-    """Write event files for TensorBoard into the folder `tensorboard`; no package is needed for that."""
+    """Write event files for TensorBoard into the folder `tensorboard` (needs the package tensorboardX)."""
     wandb: WandbConfig = field(default_factory=WandbConfig)

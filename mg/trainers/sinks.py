@@ -15,7 +15,6 @@ from mg.config.logs import LogConfig, WandbConfig
 from mg.errors import UserError
 from mg.files import write_json
 from mg.log import get_logger
-from mg.trainers.event_files import EventFile
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_RECORD = "wandb.json"
@@ -55,8 +54,9 @@ class Sinks:
             with _Isolated("Weights & Biases", self._failed):
                 self._sinks["Weights & Biases"] = WandbRun(wandb, config.wandb, folder, written, about)
         if config.tensorboard:
+            package = _package("tensorboardX", "train.log.tensorboard=false")
             with _Isolated("TensorBoard", self._failed):
-                self._sinks["TensorBoard"] = EventFile(folder / TENSORBOARD_FOLDER, step)
+                self._sinks["TensorBoard"] = EventFile(package, folder / TENSORBOARD_FOLDER, step)
 
     def scalars(self, name: str, step: int, values: Mapping[str, object]) -> None:
         """Pass on the numbers among the values."""
@@ -104,6 +104,33 @@ def _package(name: str, off: str) -> ModuleType:
         if error.name != name:
             raise
         raise UserError(f"the package {name} is not installed; run: pip install {name}, or set {off}") from error
+
+
+class EventFile:
+    """A new file of events for TensorBoard, in a folder in which earlier ones may stand.
+
+    Args:
+        package: tensorboardX.
+        folder: is made where it is missing.
+        step: where the run goes on; readers forget what earlier files say of the steps beyond it.
+    """
+
+    def __init__(self, package: ModuleType, folder: Path, step: int) -> None:
+        earlier = len(list(folder.glob("*tfevents*")))
+        # Readers take the files in the order of their names, which begin with the second they were opened in.
+        suffix = f".{earlier:05d}"
+        self._writer = package.SummaryWriter(
+            str(folder), purge_step=step + 1 if step else None, filename_suffix=suffix, write_to_disk=True
+        )
+
+    def scalars(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of one step with the tags `<name>/<key>`."""
+        for key, value in values.items():
+            self._writer.add_scalar(f"{name}/{key}", value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
 
 
 class WandbRun:

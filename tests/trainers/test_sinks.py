@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 import subprocess
 import sys
 import types
@@ -134,6 +135,29 @@ def test_wrong_options_and_missing_packages_are_the_users_to_mend(tmp_path, wand
         log_of(tmp_path, 0)
 
 
+def tensorboard_steps(folder, tag):
+    """Read event files as TensorBoard does: a session log with status START voids its step and later ones."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    kept = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                kept = [(step, value) for step, value in kept if step < event.step]
+            kept += [(event.step, value.simple_value) for value in event.summary.value if value.tag == tag]
+    return kept
+
+
+def test_tensorboard_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"tensorboardX is not installed; run: pip install tensorboardX, or set"):
+        RunLog(tmp_path, 0, 1, LogConfig(tensorboard=True))
+
+
 def test_nothing_is_imported_unasked(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mg.trainers.runlog import RunLog\n"
@@ -170,7 +194,9 @@ def test_the_trainer_feeds_the_sinks_over_a_resume_from_an_earlier_step(tmp_path
     ]
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [values["train/loss"] for _, values in history if "train/loss" in values] == [row["loss"] for row in logged]
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    shown = tensorboard_steps(tmp_path / "tensorboard", "train/loss")
+    assert shown == [(row["step"], pytest.approx(row["loss"])) for row in logged]
+    assert [step for step, _ in tensorboard_steps(tmp_path / "tensorboard", "validation/psnr")] == [3, 6, 8]
     assert wandb.inits[0]["config"]["train"]["steps"] == 8
 
 
