@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.durability import DurabilityConfig, check_durability
 from mg.config.logs import LogConfig
 from mg.errors import UserError
 
@@ -95,7 +96,7 @@ class PlateauConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
+class TrainerConfig(DurabilityConfig):
     """One training run; steps are optimizer steps, not micro-batches; raises UserError for values out of range."""
 
     steps: int
@@ -109,10 +110,6 @@ class TrainerConfig:
     """Decay of the moving average of the weights, in [0, 1), less at first: at most (1 + n) / (10 + n); 0 is off."""
     log_every: int = 10
     """Steps 1, log_every, 2 * log_every, ... and every skipped step go to metrics.jsonl."""
-    save_every: int = 500
-    """Steps between checkpoints; the last step is always saved."""
-    keep_last: int = 2
-    """Number of newest checkpoints kept."""
     validate_every: int = 0
     """Steps between validations; the last step is always validated; 0 is off."""
     seed: int = 0
@@ -123,7 +120,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("steps", "accumulation", "log_every", "save_every", "keep_last"):
+        super().__post_init__()
+        for name in ("steps", "accumulation", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or above")
         for name in ("validate_every", "max_bad_steps", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
@@ -133,3 +131,4 @@ class TrainerConfig:
             plateau.factor == 1 or self.validate_every >= 1,
             "validate_every", self.validate_every, "1 or above where lr_reduce_on_plateau.factor is not 1",
         )
+        check_durability(self, self.steps, self.validate_every)

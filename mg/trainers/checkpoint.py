@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from mg.weights import read_weights, write_weights
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+LATEST = "LATEST"
 _FOLDER = re.compile(r"step-(\d{8,})")
+_BESIDE = 1 << 20
+"""Bytes allowed for state.json, manifest.json and the headers of the tensors."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,24 @@ def save(
     tensors: Mapping[str, Mapping[str, np.ndarray]],
     state: Mapping,
     *,
-    keep_last: int,
     hook: Callable[[str], None] = lambda point: None,
 ) -> Path:
-    """Write one checkpoint, then delete all but the newest `keep_last`; return its folder.
+    """Write one checkpoint and return its folder.
 
     tensors: file name without suffix -> arrays by name. An existing valid checkpoint of this step is left as it is.
-    hook: called with the name of each point passed (tests break off there).
-    Raises UserError where the disk refuses; what was begun is then removed.
+    hook: called with the name of each point passed (tests break off there): "folder", each file of tensors, "state",
+        "manifest", "renamed" (the checkpoint exists from here on), "latest".
+    Raises UserError where the disk refuses or has too little space; what was begun is then removed.
     """
     final = step_folder(output, step)
-    if _is_complete(final):
+    if is_complete(final, checksums=True):
         return final
     temporary = final.with_name(final.name + ".tmp")
     remove_leftovers(output)
     try:
-        temporary.mkdir(parents=True)
+        output.mkdir(parents=True, exist_ok=True)
+        check_space(output, bytes_of(tensors))
+        temporary.mkdir()
         hook("folder")
         for name, arrays in tensors.items():
             write_weights(temporary / f"{name}.safetensors", arrays)
@@ -79,7 +84,7 @@ def save(
         os.rename(temporary, final)
         hook("renamed")
         sync_folder(output)
-        write_text(output / "LATEST", final.name + "\n")
+        write_text(output / LATEST, final.name + "\n")
         hook("latest")
     except (OSError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,18 +92,74 @@ def save(
             raise
         raise UserError(f"{final}: cannot write the checkpoint ({error.strerror or error}); "
                         "free some space or choose another output folder") from error
-    _prune(output, keep_last)
     return final
+
+
+def bytes_of(tensors: Mapping[str, Mapping[str, np.ndarray]]) -> int:
+    """Return how many bytes a checkpoint of these arrays takes, at most."""
+    return _BESIDE + sum(array.nbytes for arrays in tensors.values() for array in arrays.values())
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise UserError where the disk has less than `needed` bytes free."""
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise UserError(f"{output}: a checkpoint needs {_size(needed)}, the disk has {_size(free)} left; "
+                        "free some space or choose another output folder")
+
+
+def prune(
+    output: Path,
+    kept: Callable[[list[int]], Collection[int]],
+    *,
+    hook: Callable[[str], None] = lambda point: None,
+) -> None:
+    """Delete the complete checkpoints that `kept` leaves out of the steps it is given, oldest first.
+
+    hook: called with "prune" before each deletion and with "pruned" in the middle of it. Damaged folders are not
+    counted and not touched. A deletion that fails is a warning.
+    """
+    complete = {step: folder for step, folder in committed(output).items() if is_complete(folder)}
+    staying = set(kept(sorted(complete)))
+    for step in sorted(complete.keys() - staying):
+        folder = complete[step]
+        hook("prune")
+        try:
+            # Renamed first: a deletion broken off half-way must not leave a folder that looks committed.
+            doomed = folder.with_name(folder.name + ".tmp")
+            os.rename(folder, doomed)
+            hook("pruned")
+            shutil.rmtree(doomed)
+        except OSError as error:
+            get_logger().warning(f"{folder}: old checkpoint not deleted ({error.strerror})")
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint of one step folder if all its files have the size and CRC of its manifest, else None."""
+    if not is_complete(folder, checksums=True):
+        return None
+    state = json.loads((folder / STATE).read_text())
+    return Checkpoint(folder, state["step"], state)
 
 
 def newest(output: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose files all have the size and CRC of its manifest, or None."""
-    for folder in _folders(output):
-        if _is_complete(folder, checksums=True):
-            state = json.loads((folder / STATE).read_text())
-            return Checkpoint(folder, state["step"], state)
+    for _, folder in sorted(committed(output).items(), reverse=True):
+        found = load(folder)
+        if found is not None:
+            return found
         get_logger().warning(f"{folder}: incomplete or damaged checkpoint passed over")
     return None
+
+
+def set_aside(output: Path, beyond: int) -> None:
+    """Rename the damaged checkpoints after step `beyond` to *.damaged, so that they count no more as steps kept."""
+    for step, folder in committed(output).items():
+        if step > beyond and not is_complete(folder, checksums=True):
+            target = folder.with_name(folder.name + ".damaged")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(folder, target)
+            get_logger().warning(f"{folder}: damaged, now called {target.name}; delete it when you have seen why")
 
 
 def remove_leftovers(output: Path) -> None:
@@ -124,12 +185,11 @@ def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{key}", value
 
 
-def _folders(output: Path) -> list[Path]:
-    """Return the committed step folders, newest first."""
+def committed(output: Path) -> dict[int, Path]:
+    """Return the committed step folders by step, valid or not."""
     if not output.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in output.iterdir() if (match := _FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+        return {}
+    return {int(match[1]): path for path in output.iterdir() if (match := _FOLDER.fullmatch(path.name))}
 
 
 def _entry(path: Path) -> dict:
@@ -144,7 +204,8 @@ def _crc32(path: Path) -> int:
     return crc
 
 
-def _is_complete(folder: Path, checksums: bool = False) -> bool:
+def is_complete(folder: Path, checksums: bool = False) -> bool:
+    """Tell whether every file of the manifest is there in its size, and with `checksums` with its CRC, too."""
     try:
         entries = json.loads((folder / MANIFEST).read_text())["files"]
         names = {entry["name"] for entry in entries}
@@ -157,13 +218,5 @@ def _is_complete(folder: Path, checksums: bool = False) -> bool:
         return False
 
 
-def _prune(output: Path, keep_last: int) -> None:
-    complete = [folder for folder in _folders(output) if _is_complete(folder)]
-    for folder in complete[keep_last:]:
-        try:
-            # Renamed first: a deletion broken off half-way must not leave a folder that looks committed.
-            doomed = folder.with_name(folder.name + ".tmp")
-            os.rename(folder, doomed)
-            shutil.rmtree(doomed)
-        except OSError as error:
-            get_logger().warning(f"{folder}: old checkpoint not deleted ({error.strerror})")
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

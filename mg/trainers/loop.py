@@ -18,6 +18,7 @@ from mg.files import writable_folder
 from mg.trainers import checkpoint
 from mg.trainers.ema import swapped
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
+from mg.trainers.keeper import Keeper
 from mg.trainers.learner import Learner
 from mg.trainers.pace import Pace
 from mg.trainers.plateau import Plateau
@@ -69,7 +70,9 @@ class Trainer:
         self._plateau = Plateau(config.lr_reduce_on_plateau)
         if validate is None and self._plateau.config.factor != 1:
             raise UserError("lr_reduce_on_plateau needs a validation; name a validation list, or set its factor to 1")
-        self._hook = hook
+        if validate is None and config.keep_best:
+            raise UserError("keep_best needs a validation; name a validation list, or set it to 0")
+        self._keeper = Keeper(self.output_path, config, hook)
         self._pace = Pace()
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
         if opponents:
@@ -133,10 +136,11 @@ class Trainer:
             self._one_step(log, batches)
             last = self.step == self.config.steps
             every = self.config.validate_every
+            figures = None
             if self._validate is not None and every and (last or self.step % every == 0):
-                self._run_validation(log)
-            if last or stop.reason is not None or self.step % self.config.save_every == 0:
-                self._save(log)
+                figures = self._run_validation(log)
+            if stop.reason is not None or self._keeper.due(self.step, figures):
+                self._save(log, figures, last or stop.reason is not None)
 
     def _one_step(self, log: RunLog, batches: Iterator[Batch]) -> None:
         start = time.perf_counter()
@@ -192,7 +196,7 @@ class Trainer:
                 f"(max_bad_steps={self.config.max_bad_steps}); see {self.output_path / 'bad_steps.jsonl'}"
             )
 
-    def _run_validation(self, log: RunLog) -> None:
+    def _run_validation(self, log: RunLog) -> dict[str, float]:
         averaged = self.config.ema_decay > 0
         with swapped(self._main.params, self._main.averages) if averaged else nullcontext():
             figures = {name: float(value) for name, value in self._validate(self.step).items()}
@@ -203,6 +207,7 @@ class Trainer:
         self._metrics.update(figures)
         if self.step % self.config.validate_every == 0:  # not the extra one at the end: a longer run has none there
             self._watch(log, figures)
+        return figures
 
     def _watch(self, log: RunLog, figures: Mapping[str, float]) -> None:
         watched = self._plateau.config
@@ -216,8 +221,7 @@ class Trainer:
             log.event("plateau", step=self.step, scale=self._plateau.scale)
             log.say(f"step {self.step}: {watched.monitor} on a plateau, learning rate x {self._plateau.scale:.4g}")
 
-    def _save(self, log: RunLog) -> None:
-        start = time.perf_counter()
+    def _save(self, log: RunLog, figures: Mapping[str, float] | None, last: bool) -> None:
         tensors = {name: arrays for learner in self._learners for name, arrays in learner.tensors().items()}
         state = {
             **self._main.state(),
@@ -228,21 +232,17 @@ class Trainer:
             "fingerprint": self._fingerprint,
             "config": asdict(self.config),
         }
-        log.sync()
-        folder = checkpoint.save(
-            self.output_path, self.step, tensors, state, keep_last=self.config.keep_last, hook=self._hook
-        )
-        log.event("save", step=self.step, folder=folder.name, seconds=round(time.perf_counter() - start, 3))
+        self._keeper.save(log, self.step, tensors, state, figures, last)
 
     def _resume(self) -> bool:
-        checkpoint.remove_leftovers(self.output_path)
-        found = checkpoint.newest(self.output_path)
+        found = self._keeper.find()
         if found is None:
             return False
         checkpoint.check_fingerprint(found.state["fingerprint"], self._fingerprint, found.folder)
         for learner in self._learners:
             state = found.state["opponents"][learner.prefix] if learner.prefix else found.state
             learner.restore(found.tensors, state, found.folder)
+        self._keeper.resumed(found)
         self.step = found.step
         self._bad_in_a_row = found.state["bad_in_a_row"]
         if "plateau" in found.state:  # checkpoints of earlier versions have none

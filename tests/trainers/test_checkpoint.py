@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ def write(output, step, keep_last=2, crash_at=None):
             raise Crash
 
     tensors = {name: {"w": np.full((3, 2), step, np.float32)} for name in ("model", "optimizer", "ema")}
-    return checkpoint.save(output, step, tensors, {"updates": step}, keep_last=keep_last, hook=hook)
+    folder = checkpoint.save(output, step, tensors, {"updates": step}, hook=hook)
+    checkpoint.prune(output, lambda steps: steps[-keep_last:], hook=hook)
+    return folder
 
 
 def steps(output):
@@ -110,6 +113,40 @@ def test_nothing_is_deleted_before_the_new_one_is_committed(tmp_path):
     with pytest.raises(Crash):
         write(tmp_path, 3, keep_last=1, crash_at="manifest")
     assert "step-00000002" in steps(tmp_path)
+
+
+@pytest.mark.parametrize("point", ["prune", "pruned"])
+def test_a_crash_while_deleting_leaves_the_newest_and_nothing_that_looks_whole(tmp_path, point):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    with pytest.raises(Crash):
+        write(tmp_path, 3, crash_at=point)
+    assert checkpoint.newest(tmp_path).step == 3
+    left = {"prune": "step-00000001", "pruned": "step-00000001.tmp"}[point]
+    assert steps(tmp_path) == [left, "step-00000002", "step-00000003"]
+    write(tmp_path, 4)
+    assert steps(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_of_the_right_size_is_replaced_or_set_aside(tmp_path):
+    write(tmp_path, 1)
+    flip_a_bit(write(tmp_path, 2) / "model.safetensors")
+    checkpoint.set_aside(tmp_path, beyond=1)
+    assert steps(tmp_path) == ["step-00000001", "step-00000002.damaged"]
+    flip_a_bit(write(tmp_path, 2) / "model.safetensors")
+    write(tmp_path, 2)
+    assert checkpoint.newest(tmp_path).step == 2
+    assert steps(tmp_path) == ["step-00000001", "step-00000002", "step-00000002.damaged"]
+
+
+def test_too_little_space_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    needed = checkpoint.bytes_of({"model": {"w": np.zeros((3, 2), np.float32)}})
+    assert needed == (1 << 20) + 24
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    with pytest.raises(UserError, match=r"a checkpoint needs 1.0 MB, the disk has 1.0 MB left; free some space"):
+        write(tmp_path, 1)  # three tensors instead of one
+    assert steps(tmp_path) == []
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_cosine_falls_at_every_step():
         (lambda: TrainerConfig(steps=0), "steps=0"),
         (lambda: TrainerConfig(steps=1, accumulation=0), "accumulation=0"),
         (lambda: TrainerConfig(steps=1, ema_decay=1.0), "ema_decay=1.0"),
-        (lambda: TrainerConfig(steps=5, keep_last=0), "keep_last=0"),
+        (lambda: TrainerConfig(steps=5, keep_last=-1), "keep_last=-1"),
         (lambda: TrainerConfig(steps=5, validate_every=-1), "validate_every=-1"),
     ],
 )
