@@ -1,0 +1,71 @@
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for the modules that the tests share with the programs run under msrun
+
+LIMIT = 280
+"""Seconds for one launch with all its checks."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory):
+    """Run `ranks.py` under msrun once per number of processes; returns what every rank found, by name of the check."""
+
+    @functools.cache
+    def launch(processes: int) -> list[dict[str, str]]:
+        folder = tmp_path_factory.mktemp(f"ranks{processes}")
+        tools = Path(sys.executable).parent
+        msrun = tools / "msrun" if (tools / "msrun").exists() else shutil.which("msrun")
+        assert msrun, "msrun, which comes with MindSpore, is not on PATH"
+        environment = {
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # msrun starts `python` from there
+            "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+            "GLOG_v": "3",
+        }
+        command = [
+            str(msrun), f"--worker_num={processes}", f"--local_worker_num={processes}",
+            f"--master_port={free_port()}", f"--log_dir={folder / 'logs'}", "--join=True", "--cluster_time_out=60",
+            str(HERE / "ranks.py"), str(folder),
+        ]  # fmt: skip
+        started = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.STDOUT)  # fmt: skip
+        try:
+            started.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            for path in folder.glob("pid-*"):  # msrun, when ended, leaves its processes behind
+                try:
+                    os.kill(int(path.read_text()), 9)
+                except ProcessLookupError:
+                    pass
+            started.kill()
+            started.wait()
+        found = []
+        for rank in range(processes):
+            path = folder / f"result-{rank}.jsonl"
+            rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+            log = folder / "logs" / f"worker_{rank}.log"
+            tail = log.read_text(errors="replace")[-2000:] if log.exists() else "no log"
+            missing = {"": f"rank {rank} did not come so far: {tail}"}
+            found.append(missing | {row["check"]: row["found"] for row in rows})
+        return found
+
+    return launch
