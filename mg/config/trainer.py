@@ -22,22 +22,31 @@ def _finite(value: float, low: float) -> bool:
 class OptimizerConfig:
     """Optimizer with decoupled weight decay on every trainable parameter; raises UserError for values out of range."""
 
-    name: Literal["adamw", "soap"] = "adamw"
-    """soap: Adam in the eigenbasis of the gradients' covariances; more memory and host work per step, fewer steps."""
+    name: Literal["adamw", "soap", "sgd"] = "adamw"
+    """soap: Adam in the eigenbasis of the gradients' covariances; more memory and host work per step, fewer steps.
+    sgd: plain gradient descent."""
     lr: float = 1e-4
     """Peak learning rate, above 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and the second moment, each in [0, 1)."""
     eps: float = 1e-8
     """Added to the root of the second moment, above 0."""
+    momentum: float = 0.0
+    """sgd only: share of the last step that the next one keeps, in [0, 1); 0 keeps no tensor for it."""
     weight_decay: float = 0.0
     """Share of each weight taken off per step, times the learning rate; 0 is off."""
+    decay_on: Literal["all", "matrices"] = "all"
+    """matrices: weights of two or more dimensions decay; the scales of norms and all biases do not."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Patterns of parameter names, each with what multiplies the learning rate; the first that fits a name counts."""
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    """Patterns of parameter names, each with a weight decay in place of the general one; the first that fits counts."""
     clip_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.name in ("adamw", "soap"), "optimizer.name", self.name, "'adamw' or 'soap'")
+        _require(self.name in ("adamw", "soap", "sgd"), "optimizer.name", self.name, "'adamw', 'soap' or 'sgd'")
         _require(_finite(self.lr, 0) and self.lr > 0, "optimizer.lr", self.lr, "a finite number above 0")
         _require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
@@ -47,6 +56,13 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_grad_norm"):
             value = getattr(self, name)
             _require(_finite(value, 0), f"optimizer.{name}", value, "a finite number, 0 (off) or above")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+        _require(self.momentum == 0 or self.name == "sgd", "optimizer.momentum", self.momentum,
+                 "0 unless optimizer.name is 'sgd'; the others have betas")
+        _require(self.decay_on in ("all", "matrices"), "optimizer.decay_on", self.decay_on, "'all' or 'matrices'")
+        for name in ("lr_factors", "weight_decays"):
+            for pattern, value in getattr(self, name).items():
+                _require(_finite(value, 0), f"optimizer.{name}[{pattern}]", value, "a finite number, 0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +119,9 @@ class TrainerConfig(DurabilityConfig):
     """Optimizer steps of the whole run, resumed parts included."""
     accumulation: int = 1
     """Micro-batches per step; their gradients are averaged by number of valid elements."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the network's parameters that are not trained, such as "encoder.*"; "!encoder.last.*" takes some out
+    again. A frozen parameter has no optimizer state and no average."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     lr_reduce_on_plateau: PlateauConfig = field(default_factory=PlateauConfig)

@@ -1,7 +1,7 @@
 """One player in training: parameters by name, the gradient of a step, the update, and what a checkpoint keeps of it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -11,6 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mg.config.trainer import OptimizerConfig
 from mg.errors import UserError
 from mg.trainers.player import Memory
+from mg.trainers.select import frozen
 from mg.trainers.step import Stepper
 
 Arrays = dict[str, np.ndarray]
@@ -22,6 +23,7 @@ class Learner:
     prefix: stands before the names of its figures and of its files, "" for the trainer's own network.
     others: networks of other players; their parameters are never trained here.
     ema_decay: 0 keeps no averages.
+    freeze: patterns of the network's parameters that stay as they are (mg.trainers.select.frozen).
     """
 
     def __init__(
@@ -35,17 +37,20 @@ class Learner:
         start_step: int = 1,
         memory: Memory | None = None,
         ema_decay: float = 0.0,
+        freeze: Sequence[str] = (),
     ) -> None:
         """Name the parameters and prepare the graphs; nothing is compiled before the first `add`."""
         self.network, self.optimizer, self.prefix, self.start_step = network, optimizer, prefix, start_step
         self.inputs, self.terms = tuple(loss.inputs), tuple(loss.terms)
         # Names by structure, not Parameter.name: the latter changes with every cell put around the network.
         self.weights: dict[str, Parameter] = dict(network.parameters_and_names())
-        self.trained, self._extra = _name_trained(loss, self.weights, others)
+        self.trained, self._extra = _name_trained(
+            loss, self.weights, others, frozen(freeze, list(self.weights))
+        )
         self.params = ParameterTuple(list(self.trained.values()))
         self.updates = 0
         """Updates applied so far."""
-        self._stepper = Stepper(loss, self.params, optimizer, ema_decay)
+        self._stepper = Stepper(loss, self.params, optimizer, ema_decay, list(self.trained))
         self._memory = memory
         self._given: Arrays = {}
         self._figures: dict[str, float] = {}
@@ -127,13 +132,17 @@ class Learner:
         return named
 
 
-def _name_trained(loss: nn.Cell, weights: Mapping[str, Parameter], others: Sequence[nn.Cell]) -> tuple[dict, dict]:
+def _name_trained(
+    loss: nn.Cell, weights: Mapping[str, Parameter], others: Sequence[nn.Cell], still: Container[str]
+) -> tuple[dict, dict]:
     """Return the trainable parameters of the loss by name, and those of them that are not the network's."""
     names = {id(param): name for name, param in weights.items()}
     foreign = {id(param) for network in others for param in network.get_parameters()} - names.keys()
     outside = {id(param): f"loss.{name}" for name, param in loss.parameters_and_names() if id(param) not in names}
-    own = [param for param in loss.trainable_params() if id(param) not in foreign]
-    trained = {(names | outside)[id(param)]: param for param in own}
+    own = {(names | outside)[id(param)]: param for param in loss.trainable_params() if id(param) not in foreign}
+    trained = {name: param for name, param in own.items() if name not in still}
+    if own and not trained:
+        raise UserError("freeze: no parameter is left to train; freeze fewer")
     if not trained:
         raise ValueError("the loss has no trainable parameters")
     return trained, {name: param for name, param in trained.items() if id(param) in outside}

@@ -75,12 +75,14 @@ class Trainer:
         self._keeper = Keeper(self.output_path, config, hook)
         self._pace = Pace()
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
+        if config.freeze:
+            own["freeze"] = list(config.freeze)
         if opponents:
             own["opponents"] = [player.name for player in opponents]
         self._fingerprint = {**(fingerprint or {}), "trainer": own}
         self._main = Learner(
             network, loss, config.optimizer, memory=memory, ema_decay=config.ema_decay,
-            others=[player.network for player in opponents],
+            others=[player.network for player in opponents], freeze=config.freeze,
         )
         self._learners = (self._main, *_opposing(network, opponents))
         _check_disjoint(self._learners)

@@ -1,13 +1,71 @@
-"""AdamW: one fused kernel per parameter, its bias correction folded into scalars on the host."""
+"""Updates of one parameter, and which parameter gets which: AdamW, SOAP for matrices, plain descent.
+
+AdamW is one fused kernel per parameter, its bias correction folded into scalars on the host.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
 from mg.config.trainer import OptimizerConfig
+from mg.trainers import soap
+from mg.trainers.select import check_patterns
 
 _kernel = ops.AdamWeightDecay()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are updated alike, by their places in the list of all trained ones."""
+
+    kind: str
+    """"adamw", "soap", "sgd", or "momentum" for descent with momentum."""
+    lr_factor: float
+    weight_decay: float
+    places: tuple[int, ...]
+
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "soap": ("exp_avg", "exp_avg_sq"), "momentum": ("momentum",), "sgd": ()}
+"""Tensors of a weight's shape that each kind of update keeps beside the weight."""
+
+
+def grouped(names: Sequence[str], params: Sequence[Parameter], config: OptimizerConfig) -> list[Group]:
+    """Sort parameters into groups, the smallest number of them.
+
+    Raises:
+        UserError: a pattern of `lr_factors` or `weight_decays` fits no name.
+    """
+    check_patterns("optimizer.lr_factors", config.lr_factors, names)
+    check_patterns("optimizer.weight_decays", config.weight_decays, names)
+    found: dict[tuple[str, float, float], list[int]] = {}
+    for place, (name, param) in enumerate(zip(names, params, strict=True)):
+        kind = config.name
+        if kind == "soap" and not soap.is_matrix(param.shape):
+            kind = "adamw"
+        if kind == "sgd" and config.momentum > 0:
+            kind = "momentum"
+        spared = config.decay_on == "matrices" and len(param.shape) < 2
+        decay = _first(config.weight_decays, name, 0.0 if spared else config.weight_decay)
+        found.setdefault((kind, _first(config.lr_factors, name, 1.0), decay), []).append(place)
+    ordered = sorted(found, key=lambda key: key[0] != "soap")  # SOAP's host work begins with its first places
+    return [Group(*key, tuple(found[key])) for key in ordered]
+
+
+def _first(table: Mapping[str, float], name: str, otherwise: float) -> float:
+    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), otherwise)
+
+
+def group_scalars(config: OptimizerConfig, group: Group, lr: float, updates: int) -> tuple[Tensor, ...]:
+    """Return what the update function of a group wants, for update number `updates` (1 for the first)."""
+    lr = lr * group.lr_factor
+    if group.kind in ("sgd", "momentum"):
+        values = (lr, group.weight_decay, *((config.momentum,) if group.kind == "momentum" else ()))
+        return tuple(Tensor(np.float32(value)) for value in values)
+    return adamw_scalars(config, lr, updates, group.weight_decay)
 
 
 def adamw_update(
@@ -19,7 +77,7 @@ def adamw_update(
     return True
 
 
-def adamw_scalars(config: OptimizerConfig, lr: float, updates: int) -> tuple[Tensor, ...]:
+def adamw_scalars(config: OptimizerConfig, lr: float, updates: int, weight_decay: float) -> tuple[Tensor, ...]:
     """Return the kernel's five scalars for update number `updates` (1 for the first).
 
     The kernel computes p -= rate * (m / (sqrt(v) + eps) + decay * p) without bias correction. AdamW (Loshchilov and
@@ -29,8 +87,26 @@ def adamw_scalars(config: OptimizerConfig, lr: float, updates: int) -> tuple[Ten
     beta1, beta2 = config.betas
     root = math.sqrt(1.0 - beta2**updates)
     correction = root / (1.0 - beta1**updates)
-    values = (lr * correction, beta1, beta2, config.eps * root, config.weight_decay / correction)
+    values = (lr * correction, beta1, beta2, config.eps * root, weight_decay / correction)
     return tuple(Tensor(np.float32(value)) for value in values)
+
+
+def sgd_update(scalars: tuple[Tensor, ...], scale: Tensor, param: Parameter, grad: Tensor) -> bool:
+    """Step down the clipped gradient in place: p -= lr * (g + wd * p)."""
+    rate, decay = scalars
+    ops.assign(param, param * (1.0 - rate * decay) - grad * (scale * rate))
+    return True
+
+
+def momentum_update(
+    scalars: tuple[Tensor, ...], scale: Tensor, param: Parameter, velocity: Parameter, grad: Tensor
+) -> bool:
+    """Heavy ball in place: v = momentum * v + g, p -= lr * (v + wd * p)."""
+    rate, decay, momentum = scalars
+    moved = velocity * momentum + grad * scale
+    ops.assign(velocity, moved)
+    ops.assign(param, param * (1.0 - rate * decay) - moved * rate)
+    return True
 
 
 def zeros_like(params: ParameterTuple, prefix: str) -> ParameterTuple:

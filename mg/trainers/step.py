@@ -3,7 +3,7 @@
 The host looks at loss and norm between the gradient and the update, so that a non-finite step changes nothing at all.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -12,7 +12,16 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mg.config.trainer import OptimizerConfig
 from mg.trainers import soap
 from mg.trainers.ema import averages_of, decay_at, ema_update
-from mg.trainers.optim import adamw_scalars, adamw_update, zeros_like
+from mg.trainers.optim import (
+    MOMENTS,
+    Group,
+    adamw_update,
+    group_scalars,
+    grouped,
+    momentum_update,
+    sgd_update,
+    zeros_like,
+)
 
 
 class GradStep(nn.Cell):
@@ -84,56 +93,98 @@ class GradNorm(nn.Cell):
         return ops.sqrt(2.0 * ops.addn(self.map(self.half_square, grads)))
 
 
-class ApplyStep(nn.Cell):
-    """Clip, AdamW or SOAP, and moving average in one graph; owns the moments and the averages.
+class GroupStep(nn.Cell):
+    """The update of one group's parameters; owns their moments.
 
+    construct(scale, *scalars, *gradients): `scale` multiplies the gradients, the scalars are for the update function.
+    """
+
+    def __init__(self, params: ParameterTuple, group: Group, scalars: int) -> None:
+        """Start with zero moments; `scalars` is the number of scalars that the update function wants."""
+        super().__init__(auto_prefix=False)
+        self.group = group
+        self.kind = group.kind
+        self.scalars = scalars
+        own = ParameterTuple([params[place] for place in group.places])
+        moments = [zeros_like(own, name) for name in MOMENTS[self.kind]]
+        self.squares = []
+        if self.kind == "soap":
+            self.squares = [
+                ParameterTuple(soap.square_parameters(own, side, name, one)) for name, side, one in soap.SQUARES
+            ]
+        self.tensors = [own, *moments]
+        self.map = ops.HyperMap()
+
+    def construct(self, scale: Tensor, *rest: Tensor) -> Tensor:
+        """See the class."""
+        scalars, grads = rest[: self.scalars], rest[self.scalars :]
+        if self.kind == "soap":
+            self.map(ops.partial(soap.soap_update, scalars, scale), *self.tensors, *self.squares, grads)
+        elif self.kind == "adamw":
+            self.map(ops.partial(adamw_update, scalars, scale), *self.tensors, grads)
+        elif self.kind == "momentum":
+            self.map(ops.partial(momentum_update, scalars, scale), *self.tensors, grads)
+        else:
+            self.map(ops.partial(sgd_update, scalars, scale), *self.tensors, grads)
+        return scale
+
+    def turn_bases(self, betas: tuple[float, float], updates: int) -> None:
+        """Do what SOAP does on the host after update number `updates`; nothing for the others."""
+        if self.kind != "soap":
+            return
+        _, first, second = self.tensors
+        if updates == 1:
+            for each in zip(first, second, *self.squares, strict=True):
+                soap.begin(betas, *each)
+        elif updates % soap.REFRESH_EVERY == 0:
+            for each in zip(first, *self.squares, strict=True):
+                soap.refresh(*each)
+
+    def state(self, names: Sequence[str]) -> dict[str, Parameter]:
+        """Everything but the weights that a resumed run needs, by name; `names` are those of all parameters."""
+        kinds = [*MOMENTS[self.kind], *(name for name, _, _ in soap.SQUARES if self.kind == "soap")]
+        return {
+            f"{kind}/{names[place]}": param
+            for kind, kept in zip(kinds, [*self.tensors[1:], *self.squares], strict=True)
+            for place, param in zip(self.group.places, kept, strict=True)
+        }
+
+
+class ApplyStep(nn.Cell):
+    """Clip, update and moving average of all parameters in one graph; owns the moments and the averages.
+
+    names: of the parameters, for the patterns in `config`; Parameter.name where none are given.
     ema_decay: 0 keeps no averages. All trainable parameters must be float32 (raises ValueError).
     """
 
-    def __init__(self, params: ParameterTuple, config: OptimizerConfig, ema_decay: float) -> None:
+    def __init__(
+        self, params: ParameterTuple, config: OptimizerConfig, ema_decay: float, names: Sequence[str] | None = None
+    ) -> None:
         """Start with zero moments, and averages equal to the weights."""
-        super().__init__()
+        super().__init__(auto_prefix=False)
         wrong = [param.name for param in params if param.dtype != ms.float32]
         if wrong:
             raise ValueError(f"trainable parameters must be float32 (cast inside the network): {', '.join(wrong[:5])}")
         self.params = params
-        self.exp_avg = zeros_like(params, "exp_avg")
-        self.exp_avg_sq = zeros_like(params, "exp_avg_sq")
-        matrices = [i for i, p in enumerate(params) if config.name == "soap" and soap.is_matrix(p.shape)]
-        self._order = [*matrices, *(i for i in range(len(params)) if i not in set(matrices))]
-        self.count = len(matrices)
-        ordered = [[group[i] for i in self._order] for group in (params, self.exp_avg, self.exp_avg_sq)]
-        self.turned = [ParameterTuple(group[: self.count]) for group in ordered]
-        self.plain = [ParameterTuple(group[self.count :]) for group in ordered]
-        self.bases = [
-            ParameterTuple(soap.square_parameters(self.turned[0], side, name, identity))
-            for name, side, identity in soap.SQUARES
-        ]
+        self._groups = grouped(names or [param.name for param in params], params, config)
+        scalars = [len(group_scalars(config, group, 1.0, 1)) for group in self._groups]
+        self.groups = nn.CellList(
+            [GroupStep(params, group, count) for group, count in zip(self._groups, scalars, strict=True)],
+            auto_prefix=False,
+        )
+        sizes = [count + len(group.places) for count, group in zip(scalars, self._groups, strict=True)]
+        self.ends = np.cumsum([0, *sizes]).tolist()  # of the groups' parts in the arguments
+        self.count = len(self._groups)
         self.keeps_average = ema_decay > 0
         self.averages = averages_of(params) if self.keeps_average else ()
         self.map = ops.HyperMap()
         self._config = config
         self._ema_decay = ema_decay
 
-    def construct(
-        self,
-        scale: Tensor,
-        ema_rate: Tensor,
-        rate: Tensor,
-        beta1: Tensor,
-        beta2: Tensor,
-        eps: Tensor,
-        decay: Tensor,
-        *grads: Tensor,
-    ) -> Tensor:
-        """Update everything in place; `scale` multiplies the gradients, the rest is for the update functions."""
-        scalars = (rate, beta1, beta2, eps, decay)
-        if self.count > 0:
-            update = ops.partial(soap.soap_update, scalars, scale)
-            self.map(update, *self.turned, *self.bases, grads[: self.count])
-        if self.count < len(grads):
-            update = ops.partial(adamw_update, scalars, scale)
-            self.map(update, *self.plain, grads[self.count :])
+    def construct(self, scale: Tensor, ema_rate: Tensor, *rest: Tensor) -> Tensor:
+        """Update everything in place; `rest` holds the scalars and gradients of one group after the other."""
+        for i in range(self.count):
+            self.groups[i](scale, *rest[self.ends[i] : self.ends[i + 1]])
         if self.keeps_average:
             self.map(ops.partial(ema_update, ema_rate), self.params, self.averages)
         return scale
@@ -141,25 +192,19 @@ class ApplyStep(nn.Cell):
     def apply(self, grads: tuple[Tensor, ...], norm: float, lr: float, updates: int) -> None:
         """Do update number `updates` (1 for the first) with learning rate `lr` and gradients of global norm `norm`."""
         scale = clip_scale(norm, self._config.clip_grad_norm)
-        scalars = adamw_scalars(self._config, lr, updates)
-        ordered = [grads[i] for i in self._order]
+        rest: list[Tensor] = []
+        for group in self._groups:
+            rest += group_scalars(self._config, group, lr, updates)
+            rest += [grads[place] for place in group.places]
         ema_rate = 1.0 - decay_at(self._ema_decay, updates)
-        self(Tensor(np.float32(scale)), Tensor(np.float32(ema_rate)), *scalars, *ordered)
-        if self.count and updates == 1:
-            for squares in zip(*self.turned[1:], *self.bases, strict=True):
-                soap.begin(self._config.betas, *squares)
-        elif self.count and updates % soap.REFRESH_EVERY == 0:
-            for squares in zip(self.turned[1], *self.bases, strict=True):
-                soap.refresh(*squares)
+        self(Tensor(np.float32(scale)), Tensor(np.float32(ema_rate)), *rest)
+        for cell in self.groups:
+            cell.turn_bases(self._config.betas, updates)
 
     def state(self, names: Iterable[str]) -> dict[str, Parameter]:
         """Everything but the weights and the averages that a resumed run needs, by name; `names` are the weights'."""
         names = list(names)
-        found = {f"exp_avg/{name}": moment for name, moment in zip(names, self.exp_avg, strict=True)}
-        found.update((f"exp_avg_sq/{name}", moment) for name, moment in zip(names, self.exp_avg_sq, strict=True))
-        for (kind, _, _), group in zip(soap.SQUARES, self.bases, strict=True):
-            found.update((f"{kind}/{names[i]}", square) for i, square in zip(self._order, group, strict=False))
-        return found
+        return {name: param for cell in self.groups for name, param in cell.state(names).items()}
 
 
 def clip_scale(norm: float, limit: float) -> float:
@@ -173,14 +218,21 @@ class Stepper:
     The loss is a cell with `inputs` and `terms` (names) whose construct returns (loss, weight, *terms).
     """
 
-    def __init__(self, loss: nn.Cell, params: ParameterTuple, config: OptimizerConfig, ema_decay: float) -> None:
-        """Train `params` with the gradient of `loss`."""
+    def __init__(
+        self,
+        loss: nn.Cell,
+        params: ParameterTuple,
+        config: OptimizerConfig,
+        ema_decay: float,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`."""
         self._names = tuple(loss.inputs)
         self._grad = GradStep(loss, params)
         self._accumulate = Accumulate(len(params))
         self._norm = GradNorm()
         self._total: tuple[Tensor, ...] | None = None
-        self.update = ApplyStep(params, config, ema_decay)
+        self.update = ApplyStep(params, config, ema_decay, names)
 
     @property
     def compilations(self) -> int:

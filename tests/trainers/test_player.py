@@ -100,7 +100,7 @@ class Centre:
         self.value, self.seen = state["value"], list(state["seen"])
 
 
-def two_players(output, steps, source=None, start_step=3, **changes):
+def two_players(output, steps, source=None, start_step=3, judge_optimizer=None, **changes):
     network, judge, memory = ToyNet(), Judge(), Centre()
     config = dict(
         accumulation=1, ema_decay=0.0, schedule=ScheduleConfig(),
@@ -108,7 +108,8 @@ def two_players(output, steps, source=None, start_step=3, **changes):
     )
     player = Player(
         "judge", judge, JudgeLoss(network, judge),
-        OptimizerConfig(lr=RATE / 2, betas=BETAS, clip_grad_norm=0.2, weight_decay=0.1), start_step, memory,
+        judge_optimizer or OptimizerConfig(lr=RATE / 2, betas=BETAS, clip_grad_norm=0.2, weight_decay=0.1),
+        start_step, memory,
     )
     trainer = Trainer(
         network=network, loss=GeneratorLoss(network, judge), memory=Switch(), opponents=[player],
