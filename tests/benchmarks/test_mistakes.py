@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-TIMED = ("llama_speed", "llama_tokens", "tae_speed", "text_encoders", "text_to_video")
+TIMED = ("llama_speed", "llama_tokens", "tae_speed", "text_encoders", "text_to_video", "train_step")
 
 
 @pytest.fixture
