@@ -13,6 +13,12 @@ class NoGoodClip(UserError):
     exit_code = 5
 
 
+class TooManyBadClips(UserError):
+    """More of the training's videos are damaged or missing than its settings allow."""
+
+    exit_code = 5
+
+
 class NumericalAbort(RuntimeError):
     """Training met too many steps with NaN or Inf in a row."""
 

@@ -1,6 +1,8 @@
 """How training clips are cut and altered."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from mg.errors import UserError
 
@@ -25,7 +27,16 @@ class ClipSettings:
         grayscale_prob: share of the clips that lose their colour, 0 to 1.
         color_jitter: brightness, contrast and saturation change by up to this share, 0 to 1.
         frame_lengths: clip lengths to draw from; shorter ones are padded to num_frames. None: always num_frames.
+        fps: frame rate that clips are brought to, by repeating or leaving out frames; None: each clip's own.
+        coverage: random: each pass over the list cuts one clip out of each file, anywhere. all: each pass cuts every
+            file into clips that leave out no frame; needs max_stride 1 and no frame_lengths.
+        shuffle_files: files whose clips are shuffled among themselves with coverage all; so many should fit into
+            cache_gb twice, for then each is decoded once per pass.
+        cache_gb: memory for decoded clips, in 10^9 bytes; 0 decodes anew for each clip.
         cache_short_side: shrink clips to this short side (pixels) before they are kept in memory.
+        max_bad: share of the files that may be missing or damaged, 0 to 1; more end the run. One always may, unless 0.
+        max_pixels: files with larger frames (height x width) count as bad.
+        max_seconds: files that last longer count as bad.
         seed: of the order and of everything drawn.
 
     Raises:
@@ -46,7 +57,14 @@ class ClipSettings:
     grayscale_prob: float = 0.0
     color_jitter: float = 0.0
     frame_lengths: tuple[int, ...] | None = None
+    fps: float | None = None
+    coverage: Literal["random", "all"] = "random"
+    shuffle_files: int = 16
+    cache_gb: float = 4.0
     cache_short_side: int | None = None
+    max_bad: float = 0.01
+    max_pixels: int | None = None
+    max_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,14 +73,19 @@ class ClipSettings:
             raise UserError(f"size: {self.size} must be two numbers, height and width in pixels")
         if min(self.size) < 1:
             raise UserError(f"size: {self.size} must be at least 1 in both directions")
-        for name in ("num_frames", "batch_size", "max_stride", "cache_short_side"):
+        for name in ("num_frames", "batch_size", "max_stride", "cache_short_side", "shuffle_files", "max_pixels"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
-        for name in ("image_ratio", "grayscale_prob", "color_jitter"):
+        for name in ("image_ratio", "grayscale_prob", "color_jitter", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be between 0 and 1")
         if self.seed < 0:
             raise UserError(f"seed: {self.seed} must be at least 0")
+        for name in ("fps", "max_seconds"):
+            if getattr(self, name) is not None and not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"{name}: {getattr(self, name)} must be above 0")
+        if not (math.isfinite(self.cache_gb) and self.cache_gb >= 0):
+            raise UserError(f"cache_gb: {self.cache_gb} must be at least 0")
         if not 0 < self.min_scale <= self.max_scale <= 1:
             scales = f"{self.min_scale} and {self.max_scale}"
             raise UserError(f"min_scale and max_scale: {scales} must be above 0, at most 1 and in this order")
@@ -71,3 +94,16 @@ class ClipSettings:
         lengths = self.frame_lengths
         if lengths is not None and not (lengths and all(1 <= length <= self.num_frames for length in lengths)):
             raise UserError(f"frame_lengths: {lengths} must be lengths between 1 and num_frames ({self.num_frames})")
+        if self.coverage == "all" and (self.max_stride > 1 or lengths is not None):
+            raise UserError(
+                f"coverage: all would leave frames out with max_stride {self.max_stride} and frame_lengths {lengths}; "
+                "set them to 1 and null, or coverage to random"
+            )
+
+    @property
+    def of_batches(self) -> dict[str, Any]:
+        """The settings that decide what is in a batch: not where frames come from or how much memory they may take."""
+        settings = asdict(self)
+        for name in ("cache_gb", "max_bad"):
+            del settings[name]
+        return settings

@@ -179,7 +179,7 @@ class TrainConfig:
     prefetch: int = 4
     """Batches prepared ahead, at least 1."""
     workers: int = 1
-    """Threads that prepare batches, at least 1."""
+    """Threads that prepare batches; 0: the training's own, between the steps. The batches are the same."""
     model: TransformerConfig
     loss: FlowLossConfig = field(default_factory=FlowLossConfig)
     data: GenerationSettings = field(default_factory=GenerationSettings)
@@ -191,9 +191,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what goes together."""
-        for name in ("prefetch", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in (("prefetch", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
         every, step = self.sample.every, self.train.validate_every
         if every and (not step or every % step):
             raise UserError(f"sample.every={every} must be a multiple of train.validate_every={step}, which must be on")

@@ -1,82 +1,221 @@
 """Training batches for the temporal autoencoder, each a pure function of (seed, index)."""
 
-import functools
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import floor
+from pathlib import Path
 
 import numpy as np
 
 from mg import rng
 from mg.config.clips import ClipSettings
+from mg.dataset.augment import pick, recolor, reshape
+from mg.dataset.fps import resample_times
+from mg.dataset.frames import FrameReader, VideoFiles
+from mg.dataset.headers import Limits
 from mg.dataset.manifest import Item
-from mg.dataset.transforms import crop_resize, to_tensor
-from mg.dataset.video import probe, read_video
-from mg.errors import BadClip, NoGoodClip, UserError
-from mg.log import get_logger
+from mg.dataset.mixing import Mix, weighted
+from mg.dataset.passes import ClipPasses, Draw, Passes, WindowPasses
+from mg.dataset.quarantine import Quarantine
+from mg.dataset.transforms import to_tensor
+from mg.errors import BadClip, NoGoodClip
 
 Batch = dict[str, "np.ndarray | list[str]"]
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1, 1)
+_OPENED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Data sets that batches of videos, or of images, are mixed from."""
+
+    names: list[str]
+    passes: list[Passes]
+    mix: Mix
+
+    def draw(self, number: int) -> tuple[Passes, Draw]:
+        which, count = self.mix.pick(number)
+        return self.passes[which], self.passes[which].draw(count)
 
 
 class ClipSource:
-    """Cuts training batches out of a list of clips.
+    """Cuts training batches out of lists of clips.
 
-    Every pass over the list takes each clip once, in an order of its own. Pictures in the list serve the image batches
-    only (then those use nothing else); without pictures, image batches are single frames of videos and share the order
-    with the video batches. A bad clip is named once in the log, noted in `bad`, and replaced by a good one.
+    Every pass over a list takes each clip once (`coverage: random`) or cuts all of it into clips (`coverage: all`), in
+    an order of its own. Several lists are mixed by weight: over any hundred samples each has its share, rounded.
+    Pictures serve the image batches only (then those use nothing else); without pictures, image batches are single
+    frames of videos; with `coverage: random` they share the order with the video batches.
+
+    A bad clip is named once in the log, noted, and replaced by a good one of its list: which one depends on the seed
+    and the number of the sample alone.
+
+    Args:
+        items: a list of clips, or several by name.
+        settings: how clips are cut and altered.
+        weights: name of a list -> share of the samples, of any sum; needed for several lists.
+        reader: where frames come from; None: the files themselves.
+        bad_list: file that bad clips are listed in, see `Quarantine`; None: only `quarantine` knows them.
 
     Attributes:
-        bad: path -> reason, for every clip found bad so far.
+        settings: see above.
+        quarantine: the bad clips found so far.
 
     Raises:
         NoGoodClip: there is nothing to train on.
+        TooManyBadClips: more files are missing than `max_bad` allows.
     """
 
     def __init__(
-        self, items: Sequence[Item], settings: ClipSettings, cache_frames: bool = True, cache_bytes: int = 4 * 2**30
+        self,
+        items: Sequence[Item] | Mapping[str, Sequence[Item]],
+        settings: ClipSettings,
+        *,
+        weights: Mapping[str, float] | None = None,
+        reader: FrameReader | None = None,
+        bad_list: str | Path | None = None,
     ) -> None:
-        """Sort the items; `cache_bytes` limits the memory of decoded clips, `cache_frames` = False keeps none."""
+        """Look which files are there, and with `coverage: all` how long they are."""
         self.settings = settings
-        self.bad: dict[str, str] = {}
-        videos = [item for item in items if not item.is_image]
-        images = [item for item in items if item.is_image]
-        if not items:
+        self._sets = dict(items) if isinstance(items, Mapping) else {"": items}
+        if weights is None and len(self._sets) > 1:
+            raise ValueError("several lists need weights")
+        self._reader = reader or VideoFiles(
+            int(settings.cache_gb * 1e9), settings.cache_short_side, Limits(settings.max_pixels, settings.max_seconds)
+        )
+        total = [item for members in self._sets.values() for item in members]
+        if not all(self._sets.values()) or not total:
             raise NoGoodClip("the list of clips is empty; name at least one clip")
-        if not videos and settings.image_ratio < 1:
+        if settings.image_ratio < 1 and all(item.is_image for item in total):
             raise NoGoodClip(f"image_ratio: {settings.image_ratio}, but there are only pictures; set it to 1")
-        self._videos = videos
-        self._images = images
-        self._cache = _FrameCache(cache_bytes if cache_frames else 0)
-        self._keep = cache_frames
+        self.quarantine = Quarantine(len(total), settings.max_bad, bad_list)
+        self.quarantine.add_all(self._missing(total), "missing")
+        self._videos, self._images = self._kinds(weights)
         self._offset = float(rng.stream(settings.seed, "mix").random())
-        self._lock = threading.Lock()
 
-    def batch(self, index: int) -> Batch:
-        """Build batch `index` >= 0.
+    def _missing(self, items: Sequence[Item]) -> Iterator[BadClip]:
+        for item in items:
+            try:
+                self._reader.check(item)
+            except BadClip as error:
+                yield error
+
+    def _kinds(self, weights: Mapping[str, float] | None) -> tuple[_Kind | None, _Kind | None]:
+        """Return what video batches are made of and what image batches are made of, None for the same order."""
+        settings = self.settings
+        videos = {name: [item for item in items if not item.is_image] for name, items in self._sets.items()}
+        images = {name: [item for item in items if item.is_image] for name, items in self._sets.items()}
+        plain = {name: self._plain(name, "", members) for name, members in videos.items() if members}
+        whole = settings.coverage == "all"
+        passes = {name: self._windows(name, one.items) for name, one in plain.items()} if whole else plain
+        pictures = {name: self._plain(name, ".pictures", members) for name, members in images.items() if members}
+        if not pictures and whole:  # frames for the image batches, which must not take away the videos' windows
+            pictures = {name: self._plain(name, ".frames", one.items) for name, one in plain.items()}
+        return self._kind(passes, weights, "video"), self._kind(pictures, weights, "image")
+
+    def _plain(self, name: str, what: str, items: Sequence[Item]) -> ClipPasses:
+        return ClipPasses(items, self.settings.seed, "order" if not name + what else f"order.{name}{what}")
+
+    def _windows(self, name: str, items: Sequence[Item]) -> WindowPasses:
+        settings = self.settings
+        with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+            planned = list(pool.map(self._planned, items))
+        counts = [count for count, _ in planned]
+        self.quarantine.add_all((error for _, error in planned if error is not None), "damaged")
+        return WindowPasses(items, counts, settings.num_frames, settings.shuffle_files, settings.seed, f"order.{name}")
+
+    def _planned(self, item: Item) -> tuple[int, BadClip | None]:
+        # What the file says, also of one that is known to be bad by now: a resumed run must lay out the same windows.
+        try:
+            frames, seconds = self._reader.planned(item)
+        except BadClip as error:
+            return 1, error
+        fps = self.settings.fps
+        return frames if fps is None or not seconds else max(1, round(seconds * fps)), None
+
+    def _kind(self, passes: Mapping[str, Passes], weights: Mapping[str, float] | None, name: str) -> _Kind | None:
+        if not passes:
+            return None
+        shares = weighted({key: weights[key] if weights else 1.0 for key in passes})
+        return _Kind(list(passes), list(passes.values()), Mix(shares, self.settings.seed, f"sets.{name}"))
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Path -> reason, for every clip found bad so far."""
+        return self.quarantine.reasons
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of the video batches that take each video once (`coverage: all`: each of its clips), on average.
+
+        Of the image batches where there are only those; with weights, of all lists together.
+        """
+        kind = self._images if self._videos is None else self._videos
+        return round(sum(one.size for one in kind.passes))
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches, image batches among them, until the videos have been used once on average."""
+        batches = self.samples_per_epoch / self.settings.batch_size
+        ratio = self.settings.image_ratio
+        # Without pictures and windows, image batches use the videos up as well.
+        return batches if self._videos is None or self._images is None or ratio == 1 else batches / (1 - ratio)
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the clips and their lengths, as far as they decide about the batches."""
+        digest = hashlib.sha256()
+        for name, items in self._sets.items():
+            digest.update("\0".join([name, *(item.name for item in items), ""]).encode("utf-8", "surrogateescape"))
+        for one in self._videos.passes if self._videos else ():
+            if isinstance(one, WindowPasses):
+                digest.update(one.counts.tobytes())
+        return digest.hexdigest()[:16]
+
+    def drawn(self, batches: int) -> dict[str, int]:
+        """Return how many samples of each list the first so many batches hold."""
+        size, images = self.settings.batch_size, self._images_before(batches)
+        found = dict.fromkeys(self._sets, 0)
+        parts = [(self._videos, batches * size)]
+        if self._images is not None:
+            parts = [(self._videos, (batches - images) * size), (self._images, images * size)]
+        for kind, number in parts:
+            if kind is not None:
+                for name, count in zip(kind.names, kind.mix.counts(number), strict=True):
+                    found[name] += count
+        return found
+
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> Batch:
+        """Build batch `index` >= 0, or some of its rows.
+
+        Args:
+            index: its number.
+            rows: which rows of it; None: all. Each row is the same whatever else is asked for, see `rank_rows`.
 
         Returns:
             "video": float32 (b, 3, t, h, w) in [-1, 1], t = num_frames, or 1 in an image batch;
             "mask": float32 (b, t), 1 where a frame is real, 0 where the last one is repeated as padding;
+            "fps": float32 (b,), frames per second of each clip, 0 for images;
             "ids": the clips' names.
 
         Raises:
             NoGoodClip: not one clip of the list is readable.
+            TooManyBadClips: more files are bad than `max_bad` allows.
         """
         is_image = self.is_image(index)
         settings = self.settings
+        rows = range(settings.batch_size) if rows is None else rows
         length = 1 if is_image else settings.num_frames
-        video = np.empty((settings.batch_size, 3, length, *settings.size), dtype=np.float32)  # (b, 3, t, h, w)
-        mask = np.zeros((settings.batch_size, length), dtype=np.float32)  # (b, t)
+        video = np.empty((len(rows), 3, length, *settings.size), dtype=np.float32)  # (b, 3, t, h, w)
+        mask = np.zeros((len(rows), length), dtype=np.float32)  # (b, t)
+        rates = np.zeros(len(rows), dtype=np.float32)  # (b,)
         ids = []
-        for row in range(settings.batch_size):
-            video[row], valid, name = self._sample(index, row, is_image)
-            mask[row, :valid] = 1.0
+        for place, row in enumerate(rows):
+            video[place], valid, rates[place], name = self._sample(index, row, is_image)
+            mask[place, :valid] = 1.0
             ids.append(name)
-        return {"video": video, "mask": mask, "ids": ids}
+        return {"video": video, "mask": mask, "fps": rates, "ids": ids}
 
     def is_image(self, index: int) -> bool:
         """Whether batch `index` holds one-frame images; the realised share is never off by a whole batch."""
@@ -85,203 +224,68 @@ class ClipSource:
     def _images_before(self, index: int) -> int:
         return floor(index * self.settings.image_ratio + self._offset)
 
-    def _sample(self, index: int, row: int, is_image: bool) -> tuple[np.ndarray, int, str]:
-        """Return one clip (3, t, h, w), its number of real frames and its name."""
+    def _sample(self, index: int, row: int, is_image: bool) -> tuple[np.ndarray, int, float, str]:
+        """Return one clip (3, t, h, w), its number of real frames, its frame rate and its name."""
         settings = self.settings
         position = index * settings.batch_size + row
-        pool, place = self._place(index, row, is_image)
-        epoch, offset = divmod(place, len(pool))
-        order = _epoch_order(settings.seed, epoch, len(pool))
+        passes, first = self._place(index, row, is_image)
         draw = rng.stream(settings.seed, "augment", position).random(16)
-        for item in self._candidates(pool, int(order[offset]), position):
+        for one in self._candidates(passes.items, first, position):
             try:
-                return *self._cut(item, draw, is_image), item.name
+                self.quarantine.check(one.item.path)
+                return *self._cut(one, draw, is_image), one.item.name
             except BadClip as error:
-                self._report(error)
-        raise NoGoodClip(f"none of the {len(pool)} clips is readable; the first: {next(iter(self.bad.items()))}")
+                self.quarantine.add(error)
+        first_bad = next(iter(self.bad.items()))
+        raise NoGoodClip(f"none of the {len(passes.items)} clips is readable; the first: {first_bad}")
 
-    def _place(self, index: int, row: int, is_image: bool) -> tuple[list[Item], int]:
-        """Return the list this sample comes from and the running number of the sample in it."""
+    def _place(self, index: int, row: int, is_image: bool) -> tuple[Passes, Draw]:
+        """Return the list this sample comes from and what it is."""
         size = self.settings.batch_size
-        if not self._images:
-            return self._videos, index * size + row
+        if self._images is None:
+            return self._videos.draw(index * size + row)
         images = self._images_before(index)
-        return (self._images, images * size + row) if is_image else (self._videos, (index - images) * size + row)
+        if is_image:
+            return self._images.draw(images * size + row)
+        return self._videos.draw((index - images) * size + row)
 
-    def _candidates(self, pool: list[Item], first: int, position: int) -> Iterator[Item]:
-        yield pool[first]
+    def _candidates(self, pool: Sequence[Item], first: Draw, position: int) -> Iterator[Draw]:
+        yield first
         for other in rng.stream(self.settings.seed, "replace", position).permutation(len(pool)):
-            if other != first:
-                yield pool[other]
+            if pool[other] is not first.item:
+                yield Draw(pool[other])
 
-    def _report(self, error: BadClip) -> None:
-        with self._lock:
-            known = error.path in self.bad
-            self.bad[error.path] = error.reason
-        if not known:
-            get_logger().warning("skipping a bad clip: %s", error)
-
-    def _cut(self, item: Item, draw: np.ndarray, is_image: bool) -> tuple[np.ndarray, int]:
-        settings = self.settings
-        path = str(item.path)
-        if path in self.bad:  # its reason is known: do not decode it again on every pass
-            raise BadClip(path, self.bad[path])
-        total = self._count(item)
+    def _cut(self, one: Draw, draw: np.ndarray, is_image: bool) -> tuple[np.ndarray, int, float]:
+        settings, item = self.settings, one.item
+        order: Sequence[int] = range(len(self._reader.times(item)))
+        rate = self._reader.fps(item)
+        if settings.fps is not None and not item.is_image:
+            order, rate = resample_times(self._reader.times(item), settings.fps), settings.fps
+        total = len(order)
         length = 1 if is_image else settings.num_frames
         wanted = length
         if settings.frame_lengths is not None and not is_image:
-            wanted = settings.frame_lengths[_pick(draw[0], len(settings.frame_lengths))]
-        stride = 1 + _pick(draw[1], min(settings.max_stride, max(1, (total - 1) // max(1, wanted - 1))))
+            wanted = settings.frame_lengths[pick(draw[0], len(settings.frame_lengths))]
+        stride = 1 + pick(draw[1], min(settings.max_stride, max(1, (total - 1) // max(1, wanted - 1))))
         valid = min(wanted, total)
-        first = _pick(draw[2], total - (valid - 1) * stride)
-        frames = self._read(item, range(first, first + (valid - 1) * stride + 1, stride))  # (valid, h, w, 3)
-        frames = _augment(frames, settings, draw)
-        clip = to_tensor(frames)  # (3, valid, h, w)
-        clip = _recolor(clip, settings, draw)
+        spare = total - (valid - 1) * stride
+        first = pick(draw[2], spare) if one.start is None else min(one.start, spare - 1)
+        frames = self._reader.read(item, order[first : first + (valid - 1) * stride + 1 : stride])  # (valid, h, w, 3)
+        clip = to_tensor(reshape(frames, settings, draw))  # (3, valid, h, w)
+        clip = recolor(clip, settings, draw)
         if valid < length:
             clip = np.concatenate([clip, np.repeat(clip[:, -1:], length - valid, axis=1)], axis=1)  # (3, t, h, w)
-        return clip, valid
-
-    def _count(self, item: Item) -> int:
-        if self._keep:
-            return len(self._whole(item))
-        return 1 if item.is_image else probe(item.path).num_frames
-
-    def _read(self, item: Item, indices: range) -> np.ndarray:
-        if self._keep:
-            return self._whole(item)[indices.start : indices.stop : indices.step]
-        return read_video(item.path, indices)
-
-    def _whole(self, item: Item) -> np.ndarray:
-        path = str(item.path)
-        frames = self._cache.get(path)
-        if frames is None:
-            frames = read_video(item.path, short_side=self.settings.cache_short_side)
-            self._cache.put(path, frames)
-        return frames
+        return clip, valid, 0.0 if is_image else rate / stride
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return rng.stream(seed, "order", epoch).permutation(count)
+def rank_rows(batch_size: int, rank: int, ranks: int) -> range:
+    """Return the rows of each global batch that one of several processes takes: rank, rank + ranks, ...
 
+    The rows of all ranks together are the batch, so that what is trained on does not depend on their number.
 
-def _pick(uniform: float, count: int) -> int:
-    """Turn a number in [0, 1) into one of 0..count-1."""
-    return min(int(uniform * count), count - 1)
-
-
-def _augment(frames: np.ndarray, settings: ClipSettings, draw: np.ndarray) -> np.ndarray:
-    """Crop, scale, mirror, turn and reverse; uint8 (t, h', w', 3) -> (t, h, w, 3)."""
-    h, w = frames.shape[1:3]
-    shrink = min(h / settings.size[0], w / settings.size[1])  # below 1 the source is enlarged anyway
-    widest = max(1.0, min(1.0 / settings.min_scale, shrink))
-    narrowest = min(1.0 / settings.max_scale, widest)
-    window = 1.0 / (narrowest + draw[3] * (widest - narrowest))
-    position = (float(draw[4]), float(draw[5])) if settings.random_crop else (0.5, 0.5)
-    frames = crop_resize(frames, settings.size, window, position)
-    if settings.flip and draw[6] < 0.5:
-        frames = frames[:, :, ::-1]
-    if settings.transpose:
-        frames = np.rot90(frames, _pick(draw[7], 4), axes=(1, 2))
-    if settings.time_flip and draw[8] < 0.5:
-        frames = frames[::-1]
-    return frames
-
-
-def _recolor(clip: np.ndarray, settings: ClipSettings, draw: np.ndarray) -> np.ndarray:
-    """Change brightness, contrast and saturation of a whole clip alike; float32 (3, t, h, w) in [-1, 1]."""
-    if settings.color_jitter > 0:
-        brightness, contrast, saturation = settings.color_jitter * (2.0 * draw[9:12] - 1.0)
-        luma = (clip * _LUMA).sum(axis=0, keepdims=True)  # (1, t, h, w)
-        clip = luma + (clip - luma) * np.float32(1.0 + saturation)
-        clip = np.clip(clip * np.float32(1.0 + contrast) + np.float32(brightness), -1.0, 1.0)
-    if draw[12] < settings.grayscale_prob:
-        clip = np.repeat((clip * _LUMA).sum(axis=0, keepdims=True), 3, axis=0)  # (3, t, h, w)
-    return clip
-
-
-class _FrameCache:
-    """Decoded clips by path; the least recently used ones go when `limit` bytes are full. Safe to share by threads."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._clips: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, path: str) -> np.ndarray | None:
-        with self._lock:
-            if path in self._clips:
-                self._clips.move_to_end(path)
-            return self._clips.get(path)
-
-    def put(self, path: str, frames: np.ndarray) -> None:
-        with self._lock:
-            if frames.nbytes > self._limit or path in self._clips:
-                return
-            self._clips[path] = frames
-            self._used += frames.nbytes
-            while self._used > self._limit:
-                self._used -= self._clips.popitem(last=False)[1].nbytes
-
-
-class Prefetcher:
-    """Yields batches start, start + 1, ... of a source without end, built ahead of time by threads.
-
-    The batches are those of `source.batch`, whatever the number of workers. An error surfaces where its batch is due,
-    with the batch number as a note. Close it, or use it as a context manager, to stop the threads.
-
-    Args:
-        source: anything with a thread-safe `batch(index)`.
-        start: the first index.
-        depth: how many batches are built or kept ahead, at least 1.
-        workers: threads, at least 1.
+    Raises:
+        ValueError: the batch cannot be shared out evenly, or there is no such rank.
     """
-
-    def __init__(self, source: ClipSource, start: int = 0, depth: int = 4, workers: int = 1) -> None:
-        """Start building at once."""
-        if depth < 1 or workers < 1:
-            raise UserError(f"depth and workers: {depth} and {workers} must both be at least 1")
-        self._source = source
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
-        self._ahead: deque[tuple[int, Future[Batch]]] = deque()
-        self._next = start
-        self._closed = False
-        for _ in range(depth):
-            self._submit()
-
-    def _submit(self) -> None:
-        self._ahead.append((self._next, self._pool.submit(self._source.batch, self._next)))
-        self._next += 1
-
-    def __iter__(self) -> "Prefetcher":
-        """Return itself: there is one position, and iterating again goes on from it."""
-        return self
-
-    def __next__(self) -> Batch:
-        """Return the next batch, waiting for it if need be."""
-        if self._closed:
-            raise RuntimeError("the prefetcher is closed")
-        index, future = self._ahead.popleft()
-        self._submit()
-        try:
-            return future.result()
-        except BaseException as error:
-            error.add_note(f"while building batch {index}")
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Drop the batches ahead and stop the threads; harmless when done twice."""
-        self._closed = True
-        self._ahead.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> "Prefetcher":
-        """Return itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close it."""
-        self.close()
+    if not 0 <= rank < ranks or batch_size % ranks:
+        raise ValueError(f"a batch of {batch_size} rows for rank {rank} of {ranks}: ranks must divide the batch")
+    return range(rank, batch_size, ranks)

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from math import floor
 
 import numpy as np
 
 from mg import rng
+from mg.dataset.mixing import Mix, weighted
 
 
 class Epochs:
@@ -16,22 +16,34 @@ class Epochs:
     Each group is passed through again and again in an order of its own, without leaving anything out: a batch may hold
     the end of one pass and the beginning of the next. In epoch e, a group has as many batches as make e + 1 passes
     altogether, rounded down, so that over many epochs every item is used equally often; the groups' batches are mixed.
+    With weights, a group has that share of the items drawn instead, exact over any hundred batches (see `Mix`).
 
     Args:
         groups: name -> items, none of them empty.
         sizes: name -> items per batch.
         seed: of the orders.
         name: of the orders' random streams.
+        weights: name -> share of the items drawn, of any sum; None: as many as a group has.
     """
 
     def __init__(
-        self, groups: Mapping[str, Sequence[int]], sizes: Mapping[str, int], seed: int, name: str
+        self,
+        groups: Mapping[str, Sequence[int]],
+        sizes: Mapping[str, int],
+        seed: int,
+        name: str,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._groups = [(key, list(groups[key])) for key in sorted(groups)]
         self._sizes = [sizes[key] for key, _ in self._groups]
         self._seed, self._name = seed, name
-        # Exact: rounding errors would shift a batch after some hundred thousand epochs.
-        self._shares = [Fraction(len(items), size) for (_, items), size in zip(self._groups, self._sizes, strict=True)]
+        shares = self._shares = [
+            Fraction(len(items), size) for (_, items), size in zip(self._groups, self._sizes, strict=True)
+        ]
+        if weights is not None and groups:
+            keys = [key for key, _ in self._groups]
+            shares = weighted({key: weights[key] for key in keys}, {key: Fraction(sizes[key]) for key in keys})
+        self._mix = Mix(shares, seed, f"{name}.mix") if groups else None
 
     @property
     def items(self) -> int:
@@ -45,12 +57,7 @@ class Epochs:
 
     def batch(self, number: int) -> tuple[str, list[int]]:
         """Return the group of batch `number` >= 0 and its items."""
-        epoch = self._epoch_of(number)
-        before = self._before(epoch)
-        mixed = self._mixed(epoch)
-        place = number - sum(before)
-        group = mixed[place]
-        count = before[group] + int(np.count_nonzero(mixed[:place] == group))  # batches of this group so far
+        group, count = self._mix.pick(number)
         key, items = self._groups[group]
         size = self._sizes[group]
         chosen = []
@@ -59,26 +66,10 @@ class Epochs:
             chosen.append(items[_order(self._seed, f"{self._name}.{key}", turn, len(items))[offset]])
         return key, chosen
 
-    def _before(self, epoch: int) -> list[int]:
-        """Batches of each group before an epoch."""
-        return [floor(epoch * share) for share in self._shares]
-
-    def _epoch_of(self, number: int) -> int:
-        """Find the epoch that a batch falls into, the last that begins at or before it."""
-        high = 1
-        while sum(self._before(high)) <= number:
-            high *= 2
-        low = high // 2  # begins at or before the batch
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if sum(self._before(middle)) <= number else (low, middle)
-        return low
-
-    def _mixed(self, epoch: int) -> np.ndarray:
-        """List the groups of an epoch's batches in their order."""
-        counts = np.subtract(self._before(epoch + 1), self._before(epoch))
-        mixed = np.repeat(np.arange(len(counts)), counts)
-        return mixed[_order(self._seed, f"{self._name}.mix", epoch, len(mixed))]
+    def drawn(self, number: int) -> dict[str, int]:
+        """Return how many items of each group the first `number` batches hold."""
+        counts = self._mix.counts(number) if self._mix else []
+        return {key: count * size for (key, _), count, size in zip(self._groups, counts, self._sizes, strict=True)}
 
 
 @functools.lru_cache(maxsize=256)

@@ -28,12 +28,16 @@ from mg.dataset.transforms import shrink_short_side
 from mg.errors import BadClip, UserError
 from mg.log import get_logger
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "VideoInfo", "probe", "read_image", "read_video", "write_video"]
+__all__ = [
+    "IMAGE_SUFFIXES", "OPEN_OPTIONS", "VIDEO_SUFFIXES", "VideoInfo", "probe", "read_image", "read_video", "read_whole",
+    "reason_of", "write_video",
+]  # fmt: skip
 
 Reader = Literal["auto", "pyav", "decord"]
 
-# A "video" may be a playlist in disguise: nothing but local files is ever opened.
-_OPEN_OPTIONS = {"protocol_whitelist": "file"}
+OPEN_OPTIONS = {"protocol_whitelist": "file"}
+"""A "video" may be a playlist in disguise: nothing but local files is ever opened."""
+
 _BT709 = 1  # the number of this colour standard in H.264 and in FFmpeg
 
 
@@ -70,7 +74,7 @@ def probe(path: str | Path) -> VideoInfo:
     try:
         stat = path.stat()
     except OSError as error:
-        raise BadClip(str(path), _reason(error)) from error
+        raise BadClip(str(path), reason_of(error)) from error
     return _probe(str(path), stat.st_mtime_ns, stat.st_size)
 
 
@@ -115,6 +119,28 @@ def read_video(
         except _DecordFails:
             pass
     return _read_pyav(path, indices, short_side)
+
+
+def read_whole(path: str | Path, short_side: int | None = None) -> tuple[np.ndarray, VideoInfo]:
+    """Read every frame of a video and say what is in it, with one decoding.
+
+    Args:
+        path: a video file.
+        short_side: as for `read_video`.
+
+    Returns:
+        uint8 (t, h, w, 3), and what `probe` says; its height and width are those of the file.
+
+    Raises:
+        BadClip: the file is missing, no video, empty, damaged or cut off.
+    """
+    scan = _Scan(str(path))
+    frames = []
+    for frame in scan:
+        rgb = scan.upright(frame.to_ndarray(format="rgb24"))[None]  # (1, h, w, 3)
+        frames.append(rgb if short_side is None else shrink_short_side(rgb, short_side))
+    info = scan.info()  # raises where there are no frames
+    return np.concatenate(frames), info
 
 
 class _DecordFails(BadClip):
@@ -186,7 +212,7 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))[None]  # (1, h, w, 3)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow reports a damaged PNG as SyntaxError
-        raise BadClip(str(path), _reason(error, "no picture, or a damaged one")) from error
+        raise BadClip(str(path), reason_of(error, "no picture, or a damaged one")) from error
 
 
 class _Scan:
@@ -202,7 +228,7 @@ class _Scan:
     def __iter__(self) -> Iterator[av.VideoFrame]:
         try:
             _check_matroska(self.path)
-            with av.open(os.path.abspath(self.path), options=_OPEN_OPTIONS) as container:
+            with av.open(os.path.abspath(self.path), options=OPEN_OPTIONS) as container:
                 stream = container.streams.best("video")
                 if stream is None or stream.disposition & Disposition.attached_pic:  # sound, perhaps with a cover
                     raise BadClip(self.path, "has no video stream")
@@ -216,7 +242,7 @@ class _Scan:
                         yield frame
                 self._close(stream)
         except (av.error.FFmpegError, OSError, EOFError) as error:
-            raise BadClip(self.path, _reason(error, self._where())) from error
+            raise BadClip(self.path, reason_of(error, self._where())) from error
 
     def _where(self) -> str:
         if self._ticks:
@@ -361,7 +387,8 @@ def _yuv(frame: np.ndarray) -> av.VideoFrame:
     return rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
 
 
-def _reason(error: Exception, what: str = "cannot be read") -> str:
+def reason_of(error: Exception, what: str = "cannot be read") -> str:
+    """Say in a few words why a file cannot be used; `what` where the error does not tell."""
     if isinstance(error, FileNotFoundError):
         return "file not found"
     if isinstance(error, IsADirectoryError):

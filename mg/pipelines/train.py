@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mg import device
 from mg.config import cli
 from mg.config.train import TrainConfig, TransformerConfig
-from mg.dataset.clips import Prefetcher
+from mg.dataset.prefetch import Prefetcher
 from mg.dataset.text_sources import knows_rates
 from mg.errors import UserError
 from mg.files import write_json, write_text
@@ -163,7 +162,7 @@ def _batches(config: TrainConfig, sizes: LlamaConfig, data: TrainData) -> Callab
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
         write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
         if data.source.online:  # networks run in the main thread only
-            return (source.batch(index) for index in count(start))
+            return Prefetcher(source, start, workers=0)
         return Prefetcher(source, start, config.prefetch, config.workers)
 
     return batches

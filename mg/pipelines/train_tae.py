@@ -10,8 +10,10 @@ import numpy as np
 from mg import device
 from mg.config import cli
 from mg.config.tae_train import TaeTrainConfig
-from mg.dataset.clips import ClipSource, Prefetcher
+from mg.dataset.clips import ClipSource
 from mg.dataset.manifest import Item, read_manifest, scan_folder
+from mg.dataset.prefetch import Prefetcher
+from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.errors import BadClip, UserError
 from mg.files import write_text
 from mg.metrics import psnr, ssim
@@ -105,7 +107,8 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     network = _network(config)
     loss = TaeLoss(network, **asdict(config.loss))
     items = _items(config.csv_path, config.video_folder)
-    clips = NoisyClips(ClipSource(items, config.data), network, config.train.seed)
+    source = ClipSource(items, config.data, bad_list=Path(config.output_path) / BAD_VIDEOS)
+    clips = NoisyClips(source, network, config.train.seed)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
@@ -127,8 +130,8 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         fingerprint={
             "model": asdict(network.config),
             "loss": asdict(config.loss),
-            "data": asdict(config.data),
-            "clips": [item.name for item in items],
+            "data": config.data.of_batches,
+            "clips": source.fingerprint,
         },
     )
     figures = trainer.fit()

@@ -1,8 +1,7 @@
 """Training batches: the order, the mix, every alteration, bad clips, and the threads that build ahead."""
 
+import json
 import logging
-import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg.dataset import clips as clips_module
-from mg.dataset.clips import ClipSettings, ClipSource, Prefetcher
+from mg.config.clips import ClipSettings
+from mg.dataset.clips import ClipSource
+from mg.dataset.frames import VideoFiles
 from mg.dataset.manifest import Item, read_manifest
 from mg.dataset.transforms import crop_resize, to_tensor
 from mg.dataset.video import read_video, write_video
-from mg.errors import NoGoodClip, UserError
+from mg.errors import NoGoodClip, TooManyBadClips, UserError
 
 CLIPS = Path(__file__).parents[2] / "assets" / "clips"
 PLAIN = ClipSettings(size=(16, 24), num_frames=4, batch_size=2, random_crop=False, flip=False)
@@ -51,7 +51,8 @@ def numbers(clip):
 
 
 def same(a, b):
-    return a["ids"] == b["ids"] and np.array_equal(a["video"], b["video"]) and np.array_equal(a["mask"], b["mask"])
+    arrays = ("video", "mask", "fps")
+    return a["ids"] == b["ids"] and all(np.array_equal(a[name], b[name]) for name in arrays)
 
 
 # ---------------------------------------------------------------------------------------------- a pure function
@@ -60,9 +61,9 @@ def same(a, b):
 def test_a_batch_depends_on_seed_and_index_only(real):
     first = ClipSource(real, EVERYTHING)
     forward = [first.batch(index) for index in range(8)]
-    backward = ClipSource(real, EVERYTHING, cache_frames=False)
+    backward = ClipSource(real, EVERYTHING, reader=VideoFiles(memory=0))
     assert all(same(backward.batch(index), forward[index]) for index in reversed(range(8)))
-    tiny_cache = ClipSource(real, EVERYTHING, cache_bytes=30_000_000)
+    tiny_cache = ClipSource(real, EVERYTHING, reader=VideoFiles(memory=30_000_000))
     assert all(same(tiny_cache.batch(index), forward[index]) for index in range(8))
     other = ClipSource(real, replace(EVERYTHING, seed=6))
     assert not any(same(other.batch(index), forward[index]) for index in range(8))
@@ -222,30 +223,12 @@ def test_short_clips_and_drawn_lengths_are_padded_with_the_last_frame(tmp_path):
 # ---------------------------------------------------------------------------------------------- memory, bad clips
 
 
-def test_clips_are_decoded_once_and_the_cache_keeps_its_limit(real, monkeypatch):
-    reads = Counter()
-
-    def counting(path, *args, **kwargs):
-        reads[path.name] += 1
-        return read_video(path, *args, **kwargs)
-
-    monkeypatch.setattr(clips_module, "read_video", counting)
-    source = ClipSource(real, replace(PLAIN, cache_short_side=32))
-    for index in range(8):
-        source.batch(index)
-    assert set(reads.values()) == {1} and len(reads) == len(real)
-    one_fits = ClipSource(real[:2], replace(PLAIN, batch_size=1, cache_short_side=32), cache_bytes=500_000)
-    for index in range(8):
-        one_fits.batch(index)
-        assert one_fits._cache._used <= 500_000
-    assert sum(reads.values()) > len(real) + 4
-
-
 def test_a_bad_clip_is_replaced_reported_once_and_counted(tmp_path, caplog):
     good = [gray_clip(tmp_path, f"{n}.mp4", 6) for n in range(3)]
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     items = [*good, item(tmp_path / "bad.mp4"), item(tmp_path / "gone.mp4")]
-    source = ClipSource(items, PLAIN)
+    settings = replace(PLAIN, max_bad=0.5)
+    source = ClipSource(items, settings)
     logger = logging.getLogger("mg")
     logger.addHandler(caplog.handler)
     try:
@@ -259,15 +242,39 @@ def test_a_bad_clip_is_replaced_reported_once_and_counted(tmp_path, caplog):
     assert {name for batch in ran for name in batch["ids"]} == {"0.mp4", "1.mp4", "2.mp4"}
     for name in ("bad.mp4", "gone.mp4"):
         assert sum(name in record.getMessage() for record in set(caplog.records)) == 1
-    fresh = ClipSource(items, PLAIN)
+    fresh = ClipSource(items, settings)
     assert all(same(fresh.batch(index), ran[index]) for index in reversed(range(10)))
+
+
+def test_too_many_bad_clips_end_the_run_and_their_list_is_believed_on_resume(tmp_path):
+    good = [gray_clip(tmp_path, f"{n}.mp4", 6) for n in range(8)]
+    for n in range(2):
+        (tmp_path / f"bad{n}.mp4").write_bytes(b"no video")
+    items = [*good[:4], item(tmp_path / "bad0.mp4"), *good[4:], item(tmp_path / "bad1.mp4")]
+    listed = tmp_path / "run" / "bad_videos.jsonl"
+    with pytest.raises(TooManyBadClips, match=r"^2 of 10 files are bad, more than max_bad=0\.1 allows") as error:
+        source = ClipSource(items, replace(PLAIN, max_bad=0.1), bad_list=listed)
+        for index in range(5):
+            source.batch(index)
+    assert error.value.exit_code == 5 and "\n" not in str(error.value)
+    reason = "is not a video file, or is damaged from the start"
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert sorted(lines, key=str) == [{"path": str(tmp_path / f"bad{n}.mp4"), "reason": reason} for n in range(2)]
+
+    straight = ClipSource(items, replace(PLAIN, max_bad=0.2))
+    want = [straight.batch(index) for index in range(10)]
+    (tmp_path / "bad0.mp4").write_bytes(good[0].path.read_bytes())  # repaired meanwhile: the run goes on as it began
+    resumed = ClipSource(items, replace(PLAIN, max_bad=0.2), bad_list=listed)
+    assert all(same(resumed.batch(index), want[index]) for index in range(4, 10))
+    with pytest.raises(TooManyBadClips, match="3 of 9 .*file not found"):
+        ClipSource([*good[:6], *(item(tmp_path / f"gone{n}.mp4") for n in range(3))], PLAIN)
 
 
 def test_nothing_to_train_on(tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.mp4").write_bytes(b"no video")
     with pytest.raises(NoGoodClip, match="none of the 3 clips") as error:
-        ClipSource([item(tmp_path / f"{n}.mp4") for n in range(3)], PLAIN).batch(0)
+        ClipSource([item(tmp_path / f"{n}.mp4") for n in range(3)], replace(PLAIN, max_bad=1.0)).batch(0)
     assert error.value.exit_code == 5 and "not a video" in str(error.value)
     with pytest.raises(NoGoodClip, match="empty"):
         ClipSource([], PLAIN)
@@ -279,55 +286,9 @@ def test_nothing_to_train_on(tmp_path):
     {"size": (0, 8)}, {"size": (8, 8, 8)}, {"num_frames": 0}, {"batch_size": 0}, {"image_ratio": 1.5}, {"seed": -1},
     {"min_scale": 0.0}, {"min_scale": 1.1}, {"max_stride": 0}, {"transpose": True}, {"grayscale_prob": -0.1},
     {"color_jitter": 2.0}, {"frame_lengths": ()}, {"frame_lengths": (5,)}, {"cache_short_side": 0},
+    {"shuffle_files": 0}, {"cache_gb": -1.0}, {"max_bad": 1.1}, {"fps": 0.0}, {"max_pixels": 0},
+    {"max_seconds": float("nan")}, {"coverage": "all", "max_stride": 2}, {"coverage": "all", "frame_lengths": (2,)},
 ])  # fmt: skip
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(UserError, match=next(iter(change))):
         replace(PLAIN, **change)
-
-
-# ---------------------------------------------------------------------------------------------- building ahead
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_prefetched_batches_are_the_same(real, workers):
-    plain = ClipSource(real, EVERYTHING)
-    with Prefetcher(ClipSource(real, EVERYTHING), start=3, depth=5, workers=workers) as ahead:
-        assert all(same(next(ahead), plain.batch(index)) for index in range(3, 13))
-
-
-class Recorder:
-    """A source that notes what was asked of it and fails at one index."""
-
-    def __init__(self, fails_at=None):
-        self.asked, self.fails_at = [], fails_at
-
-    def batch(self, index):
-        self.asked.append(index)
-        if index == self.fails_at:
-            raise NoGoodClip("all gone")
-        return {"ids": [str(index)]}
-
-
-def test_errors_surface_where_the_batch_is_due():
-    ahead = Prefetcher(Recorder(fails_at=6), start=4, depth=4)
-    assert [next(ahead)["ids"] for _ in range(2)] == [["4"], ["5"]]
-    with pytest.raises(NoGoodClip, match="all gone") as error:
-        next(ahead)
-    assert error.value.__notes__ == ["while building batch 6"]
-    with pytest.raises(RuntimeError, match="closed"):
-        next(ahead)
-
-
-def test_it_works_ahead_but_not_further_than_told():
-    source = Recorder()
-    ahead = Prefetcher(source, depth=3)
-    deadline = time.monotonic() + 5
-    while len(source.asked) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert source.asked == [0, 1, 2]
-    ahead.close()
-    ahead.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
-    with pytest.raises(UserError, match="depth"):
-        Prefetcher(source, depth=0)

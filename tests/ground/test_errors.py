@@ -2,10 +2,12 @@
 
 import pytest
 
-from mg.errors import BadClip, NoGoodClip, NumericalAbort, UserError
+from mg.errors import BadClip, NoGoodClip, NumericalAbort, TooManyBadClips, UserError
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError, 2), (NumericalAbort, 3), (NoGoodClip, 5)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError, 2), (NumericalAbort, 3), (NoGoodClip, 5), (TooManyBadClips, 5)]
+)
 def test_exit_codes(error, code):
     assert error("x").exit_code == code
     assert str(error("x")) == "x"

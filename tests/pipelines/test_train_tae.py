@@ -15,7 +15,7 @@ from mg.config.reconstruct import ReconstructConfig
 from mg.config.tae_train import TaeLossConfig, TaeModelConfig, TaeTrainConfig, TaeValidationConfig
 from mg.config.trainer import TrainerConfig
 from mg.dataset.clips import ClipSource
-from mg.dataset.manifest import scan_folder
+from mg.dataset.manifest import read_manifest, scan_folder
 from mg.errors import UserError
 from mg.models.tae import PRESETS
 from mg.pipelines import train_tae as room
@@ -127,11 +127,13 @@ def test_the_trainer_is_given_batches_from_where_it_resumes(assemble, config, fo
 
 def test_what_a_resumed_run_must_share(assemble, config, folder):
     mark = assemble(config).given["fingerprint"]
-    assert mark["clips"] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert mark["clips"] == ClipSource(scan_folder(folder), DATA).fingerprint
     assert (mark["data"]["size"], mark["loss"]["reconstruction"]) == ((16, 16), "l1")
     assert mark["model"]["ch"] == PRESETS["tiny"]["ch"]
     listed = assemble(replace(config, csv_path=str(folder / "list.csv"), video_folder=None))
-    assert listed.given["fingerprint"]["clips"] == ["2.mp4", "0.mp4"]  # without a folder: the one of the CSV
+    # Without a folder: the one of the CSV.
+    want = ClipSource(read_manifest(folder / "list.csv", folder), DATA).fingerprint
+    assert listed.given["fingerprint"]["clips"] == want != mark["clips"]
 
 
 def test_record_of_the_run_and_final_weights(assemble, config, tmp_path):

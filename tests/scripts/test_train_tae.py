@@ -124,7 +124,7 @@ def test_resume_refuses_other_data_and_keeps_the_record(whole, here, error_line,
         ([*DATA, "--data.image_ratio", "2"], "data.image_ratio: 2"),
         ([*DATA, "--valid.image_size", "4"], "valid.image_size=4 must be at least 11"),
         ([*DATA, "--valid.num_frames", "0"], "valid.num_frames=0 must be at least 1"),
-        ([*DATA, "--workers", "0"], "workers=0 must be at least 1"),
+        ([*DATA, "--workers", "-1"], "workers=-1 must be at least 0"),
         ([*DATA, "--config", "{0}/no.yaml"], "--config {0}/no.yaml"),
     ],
 )

@@ -1,0 +1,117 @@
+"""Files found bad during a run: named once, listed on disk, left alone from then on, and too many end the run."""
+
+import json
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from mg.errors import BadClip, TooManyBadClips, UserError
+from mg.log import get_logger
+
+FILE_NAME = "bad_videos.jsonl"
+"""Name of the list in a run's folder: one line {"path", "reason"} per bad file."""
+
+_TOLD = 20
+
+
+class Quarantine:
+    """Keeps account of the bad files of a run; safe to share by threads.
+
+    A list that is there already is believed: a resumed run leaves out what the run before it left out, so that both
+    use the same clips. Deleting the list gives the files another chance.
+
+    Args:
+        total: files of the training's list.
+        max_bad: share of them that may be bad; one is allowed in any case, unless the share is 0.
+        path: the list on disk; None keeps none.
+
+    Attributes:
+        reasons: path -> what is wrong with the file.
+
+    Raises:
+        UserError: the list cannot be read or is no such list.
+    """
+
+    def __init__(self, total: int, max_bad: float, path: str | Path | None = None) -> None:
+        self.reasons: dict[str, str] = {}
+        self._total, self._share = total, max_bad
+        self._allowed = max(1, int(max_bad * total)) if max_bad else 0
+        self._path = None if path is None else Path(path)
+        self._torn = False
+        self._lock = threading.Lock()
+        if self._path is not None and self._path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            text = self._path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self._path}: cannot be read ({error}); delete it or check its permissions") from error
+        lines = text.split("\n")
+        self._torn = lines.pop() != ""  # a line that a crash cut off: written anew when its file is met again
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                self.reasons[entry["path"]] = entry["reason"]
+            except (ValueError, KeyError, TypeError):
+                if line:
+                    get_logger().warning("%s: passed over a damaged line", self._path)
+        if self.reasons:
+            get_logger().info("%d files that %s names are left out; delete it to try them again", len(self.reasons),
+                              self._path)  # fmt: skip
+
+    def check(self, path: object) -> None:
+        """Raise BadClip if the file is known to be bad, so that it is not decoded again on every pass."""
+        reason = self.reasons.get(str(path))
+        if reason is not None:
+            raise BadClip(path, reason)
+
+    def add(self, error: BadClip) -> None:
+        """Note a bad file; known ones are passed over.
+
+        Raises:
+            TooManyBadClips: it is one too many.
+        """
+        if self._note(error):
+            get_logger().warning("skipping a bad clip: %s", error)
+        self._judge()
+
+    def add_all(self, errors: Iterable[BadClip], what: str) -> None:
+        """Note files found bad at the start, with a line for the first of them and one for all; raises as `add`."""
+        new = [error for error in errors if self._note(error)]
+        for error in new[:_TOLD]:
+            get_logger().warning("skipping a bad clip: %s", error)
+        if new:
+            get_logger().warning("%d of %d files are %s", len(new), self._total, what)
+        self._judge()
+
+    def _note(self, error: BadClip) -> bool:
+        with self._lock:
+            if error.path in self.reasons:
+                return False
+            self.reasons[error.path] = error.reason
+            if self._path is not None:
+                self._append({"path": error.path, "reason": error.reason})
+        return True
+
+    def _append(self, entry: dict[str, str]) -> None:
+        start = "\n" if self._torn else ""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(start + json.dumps(entry) + "\n")
+        except OSError as error:
+            # The log has the line as well; a full disk is for the checkpoints to judge.
+            get_logger().warning("%s: not written (%s)", self._path, error.strerror)
+            return
+        self._torn = False
+
+    def _judge(self) -> None:
+        bad = len(self.reasons)
+        if bad > self._allowed:
+            path, reason = next(iter(self.reasons.items()))
+            listed = "" if self._path is None else f"; all of them are in {self._path}"
+            raise TooManyBadClips(
+                f"{bad} of {self._total} files are bad, more than max_bad={self._share} allows; the first: {path}: "
+                f"{reason}{listed}"
+            )

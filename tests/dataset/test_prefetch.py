@@ -1,0 +1,75 @@
+"""The threads that build batches ahead: the same batches in the same order, errors where they are due."""
+
+import threading
+import time
+
+import pytest
+
+from mg.dataset.prefetch import Prefetcher
+from mg.errors import NoGoodClip, UserError
+
+
+class Uneven:
+    """A source whose earlier batches take longer, so that threads finish out of order."""
+
+    def batch(self, index):
+        time.sleep(0.004 * (3 - index % 4))
+        return {"ids": [index], "thread": threading.current_thread().name}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_the_order_does_not_depend_on_the_workers(workers):
+    with Prefetcher(Uneven(), start=5, depth=6, workers=workers) as ahead:
+        batches = [next(ahead) for _ in range(20)]
+    assert [batch["ids"][0] for batch in batches] == list(range(5, 25))
+    threads = {batch["thread"] for batch in batches}
+    assert threads == {threading.current_thread().name} if workers == 0 else len(threads) == workers
+
+
+def test_without_workers_nothing_is_built_before_it_is_asked_for():
+    source = Recorder(fails_at=2)
+    ahead = Prefetcher(source, workers=0)
+    assert source.asked == []
+    assert [next(ahead)["ids"] for _ in range(2)] == [["0"], ["1"]] and source.asked == [0, 1]
+    with pytest.raises(NoGoodClip) as error:
+        next(ahead)
+    assert error.value.__notes__ == ["while building batch 2"]
+
+
+class Recorder:
+    """A source that notes what was asked of it and fails at one index."""
+
+    def __init__(self, fails_at=None):
+        self.asked, self.fails_at = [], fails_at
+
+    def batch(self, index):
+        self.asked.append(index)
+        if index == self.fails_at:
+            raise NoGoodClip("all gone")
+        return {"ids": [str(index)]}
+
+
+def test_errors_surface_where_the_batch_is_due():
+    ahead = Prefetcher(Recorder(fails_at=6), start=4, depth=4)
+    assert [next(ahead)["ids"] for _ in range(2)] == [["4"], ["5"]]
+    with pytest.raises(NoGoodClip, match="all gone") as error:
+        next(ahead)
+    assert error.value.__notes__ == ["while building batch 6"]
+    with pytest.raises(RuntimeError, match="closed"):
+        next(ahead)
+
+
+def test_it_works_ahead_but_not_further_than_told():
+    source = Recorder()
+    ahead = Prefetcher(source, depth=3)
+    deadline = time.monotonic() + 5
+    while len(source.asked) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert source.asked == [0, 1, 2]
+    ahead.close()
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    for wrong in ({"depth": 0}, {"workers": -1}):
+        with pytest.raises(UserError, match="depth and workers"):
+            Prefetcher(source, **wrong)
