@@ -56,10 +56,15 @@ class TaeValidationConfig:
     """Side of the centre crop in pixels."""
     num_frames: int = 16
     """Frames from the start of each clip."""
+    videos: int = 4
+    """Clips, from the start of the list, that are written beside their reconstructions; 0: none."""
+    videos_every: int = 0
+    """Steps between these videos, a multiple of train.validate_every; 0: at every validation."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name, least in (("image_size", 11), ("num_frames", 1)):  # SSIM has a window of 11 pixels
+        # SSIM has a window of 11 pixels.
+        for name, least in (("image_size", 11), ("num_frames", 1), ("videos", 0), ("videos_every", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
 
@@ -95,3 +100,6 @@ class TaeTrainConfig:
         for name, least in (("prefetch", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        every, step = self.valid.videos_every, self.train.validate_every
+        if every and step and every % step:
+            raise UserError(f"valid.videos_every={every} must be a multiple of train.validate_every={step}")

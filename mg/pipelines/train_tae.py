@@ -1,7 +1,6 @@
 """Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,18 +13,19 @@ from mg.dataset.clips import ClipSource
 from mg.dataset.manifest import Item, read_manifest, scan_folder
 from mg.dataset.prefetch import Prefetcher
 from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
-from mg.errors import BadClip, UserError
+from mg.errors import UserError
 from mg.files import write_text
-from mg.metrics import psnr, ssim
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import metadata_of
 from mg.models.tae.loss import TaeLoss
-from mg.pipelines.reconstruct import VALUE_RANGE, read_clip, reconstruct_frames
+from mg.pipelines.tae_watch import ComparisonVideos, validator
 from mg.rng import stream
 from mg.trainers.loop import Trainer
 
 FINAL_WEIGHTS = "tae.safetensors"
 CONFIG_RECORD = "config.yaml"
+VIDEOS = "validation"
+"""Folder, in the output folder, of the validation's videos."""
 
 
 class NoisyClips:
@@ -49,35 +49,6 @@ def _items(csv_path: str | None, video_folder: str | None) -> list[Item]:
     if video_folder is None:
         raise UserError("--csv_path and --video_folder are both missing; name a CSV of clips or a folder")
     return scan_folder(video_folder)
-
-
-def validator(network: TemporalAutoencoder, items: Sequence[Item], size: int, frames: int) -> Callable[[int], dict]:
-    """Return a function that reconstructs fixed clips and gives the mean over clips of PSNR and SSIM.
-
-    Clips, reconstructions and figures are those of `reconstruct`: 8-bit frames (value range 255), from the latent's
-    mean. A network that gives NaN or infinity has the figures NaN.
-
-    Raises:
-        UserError: a clip cannot be read.
-    """
-    try:
-        clips = [read_clip(item, frames, size).frames for item in items]  # each (t, size, size, 3)
-    except BadClip as error:
-        raise UserError(f"valid.csv_path: {error}; take it off the list") from error
-
-    def validate(step: int) -> dict[str, float]:
-        network.set_train(False)
-        scores = []
-        for clip in clips:
-            try:
-                result = reconstruct_frames(network, [clip])[0]
-            except UserError:
-                return {"val_psnr": math.nan, "val_ssim": math.nan}
-            scores.append((psnr(clip, result, VALUE_RANGE), ssim(clip, result, VALUE_RANGE)))
-        means = np.mean(scores, 0)
-        return {"val_psnr": float(means[0]), "val_ssim": float(means[1])}
-
-    return validate
 
 
 def _network(config: TaeTrainConfig) -> TemporalAutoencoder:
@@ -119,7 +90,11 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     valid = config.valid
     if valid.csv_path is not None:
         folder = valid.video_folder or config.video_folder or Path(valid.csv_path).parent
-        validate = validator(network, read_manifest(valid.csv_path, folder), valid.image_size, valid.num_frames)
+        listed = read_manifest(valid.csv_path, folder)
+        videos = ComparisonVideos(
+            Path(config.output_path) / VIDEOS, valid.videos, valid.videos_every, config.train.steps
+        )
+        validate = validator(network, listed, valid.image_size, valid.num_frames, videos)
     trainer = Trainer(
         network=network,
         loss=loss,

@@ -20,7 +20,8 @@ from mg.errors import UserError
 from mg.models.tae import PRESETS
 from mg.pipelines import train_tae as room
 from mg.pipelines.reconstruct import reconstruct
-from mg.pipelines.train_tae import CONFIG_RECORD, FINAL_WEIGHTS, NoisyClips, train_tae, validator
+from mg.pipelines.tae_watch import validator
+from mg.pipelines.train_tae import CONFIG_RECORD, FINAL_WEIGHTS, NoisyClips, train_tae
 
 DATA = ClipSettings(size=(16, 16), num_frames=8, batch_size=2, frame_lengths=(3, 5), image_ratio=0.5)
 
@@ -150,6 +151,8 @@ def test_validation_has_the_figures_of_reconstruct(assemble, config, folder, wei
     options = {"csv_path": valid.csv_path, "image_size": 32, "num_frames": 9, "save_vis": False, "device": "CPU"}
     report = reconstruct(ReconstructConfig(ckpt_path=str(weights), output_path=str(tmp_path / "out"), **options))
     assert figures == pytest.approx({f"val_{key}": report["mean"][key] for key in ("psnr", "ssim")}, abs=1e-3)
+    shown = sorted(path.name for path in (tmp_path / "run/validation/step-00000001").iterdir())
+    assert shown == ["0-2.mp4", "1-0.mp4", "sheet.png"]
 
 
 def test_validation_of_a_network_that_gives_nan_does_not_end_the_run(folder):
