@@ -1,5 +1,10 @@
 """Errors that reach a user as one line, and the exit code each ends a command with."""
 
+EXIT_HANG = 4
+"""A training step did not end; the process is ended from a thread, no exception reaches anyone."""
+EXIT_RESTART = 75
+"""A training has stopped with a checkpoint and wants the same command again (EX_TEMPFAIL of sysexits.h)."""
+
 
 class UserError(ValueError):
     """A mistake of the user's; the message names the option or file, the value and the remedy."""

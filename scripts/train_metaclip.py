@@ -4,23 +4,25 @@ from pathlib import Path
 
 from mg.config import cli
 from mg.config.metaclip_train import MetaclipTrainConfig
+from mg.errors import EXIT_RESTART
 from mg.pipelines.interrupts import held
 
 
-def main(argv: list[str]) -> None:
-    """Parse, train, report."""
+def main(argv: list[str]) -> int:
+    """Parse, train, report; return the exit code."""
     config = cli.parse(MetaclipTrainConfig, argv, description=__doc__)
     with held():
         from mg.pipelines.train_metaclip import CONFIG_RECORD, FINAL_FOLDER, train_metaclip  # imports MindSpore
 
     figures = train_metaclip(config)
-    stopped, step = figures.pop("stopped"), figures.pop("step")
+    stopped, step, restart = figures.pop("stopped"), figures.pop("step"), figures.pop("restart")
     ending = "; stopped early, the same command goes on from there" if stopped else ""
     print(f"step {step}/{config.train.steps}{ending}")
     for name, value in figures.items():
         print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
     folder = Path(config.output_path)
     print(f"the encoder is in {folder / FINAL_FOLDER}, logs, {CONFIG_RECORD} and checkpoints beside it")
+    return EXIT_RESTART if restart else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run keeps, where else it keeps it, what it starts from, and when it ends by itself."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,13 @@ class DurabilityConfig:
     """Whether a smaller or a larger figure is better."""
     max_failed_saves: int = 3
     """Training goes on after a save that the disk refused; this many in a row, or one at the last step, end the run."""
+    max_minutes: float = 0.0
+    """After this time the run stops with a checkpoint and exit code 75, to be started again; 0 is off."""
+    step_timeout: float = 3600.0
+    """A step that takes longer, in seconds, is a hang: the stacks are written, the run ends with exit code 4; leave
+    room for the compilation of a new shape; 0 is off."""
+    long_timeout: float = 14400.0
+    """The same for the first step, validations and saves; at least step_timeout."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -40,6 +48,13 @@ class DurabilityConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or above")
         for name in ("keep_last", "keep_every", "num_checkpoints", "keep_best"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
+        for name in ("max_minutes", "step_timeout"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, value, "a finite number, 0 (off) or above")
+        _require(
+            math.isfinite(self.long_timeout) and self.long_timeout >= self.step_timeout,
+            "long_timeout", self.long_timeout, f"a finite number, at least step_timeout={self.step_timeout!r}",
+        )
         _require(self.monitor_mode in ("min", "max"), "monitor_mode", self.monitor_mode, "'min' or 'max'")
 
 

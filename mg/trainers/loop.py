@@ -1,14 +1,11 @@
 """The one training loop: it knows steps, batches by index and a loss, never which model it trains."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 from mindspore import nn
 
@@ -25,6 +22,8 @@ from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
 from mg.trainers.runlog import RunLog
 from mg.trainers.schedule import learning_rate
+from mg.trainers.stops import Stops
+from mg.trainers.watchdog import Watchdog
 from mg.weights import write_weights
 
 
@@ -102,27 +101,32 @@ class Trainer:
         return self._main.updates
 
     def fit(self) -> dict[str, object]:
-        """Train up to config.steps and return the last figures, with "step" and "stopped" (by a signal).
+        """Train up to config.steps and return the last figures, with "step", "stopped" (early) and "restart" (wanted).
 
-        SIGTERM or Ctrl-C: the step is finished, a checkpoint saved, and fit returns; the same command goes on from
-        there. A second signal ends the process at once. Raises NumericalAbort after too many non-finite steps in a
-        row, UserError where the checkpoint found belongs to another run or the disk refuses.
+        A wish to stop (see `Stops`): the step is finished, a checkpoint saved, and fit returns; the same command goes
+        on from there. A second signal ends the process at once, a hang does, too (see `Watchdog`). Raises
+        NumericalAbort after too many non-finite steps in a row, UserError where the checkpoint found belongs to another
+        run or the disk refuses.
         """
         resumed = self._resume()
         settings = {"train": asdict(self.config), **self._fingerprint}
         log = RunLog(self.output_path, self.step, self.config.steps, self.config.log, settings)
-        stop = _StopSignals()
+        stop = Stops(self.output_path, self.config.max_minutes)
+        limits = self.config.step_timeout, self.config.long_timeout
+        watchdog = Watchdog(self.output_path, *limits, on_hang=lambda text: log.event("hang", reason=text))
         batches = self._open(self.step * self.config.accumulation)
         try:
-            with stop:
+            with stop, watchdog:
                 log.begin(resumed, self.step, asdict(self.config))
-                self._run(log, stop, batches)
+                self._run(log, stop, watchdog, batches)
                 log.end(stop.reason or "done", self.step, self._pace.summary(), self.compilations)
         finally:
             log.close()
             if hasattr(batches, "close"):
                 batches.close()
-        return {**self._metrics, "step": self.step, "stopped": stop.reason is not None}
+        stop.obeyed()
+        early = self.step < self.config.steps
+        return {**self._metrics, "step": self.step, "stopped": early, "restart": early and stop.wants_restart}
 
     def export(self, path: str | Path, metadata: Mapping[str, str] | None = None, dtype: str = "fp32") -> None:
         """Write the network's weights, averaged where ema_decay is set, under its own names (.safetensors, .ckpt)."""
@@ -132,17 +136,23 @@ class Trainer:
         for learner in self._learners:
             learner.network.set_train(True)  # not the loss: a frozen judge inside it stays in evaluation mode
 
-    def _run(self, log: RunLog, stop: "_StopSignals", batches: Iterator[Batch]) -> None:
+    def _run(self, log: RunLog, stop: Stops, watchdog: Watchdog, batches: Iterator[Batch]) -> None:
         self._set_train()
-        while self.step < self.config.steps and stop.reason is None:
+        watchdog.begin(self.step)
+        stopping = stop.reason is not None
+        while self.step < self.config.steps and not stopping:
             self._one_step(log, batches)
+            watchdog.step(self.step)
+            stopping = stop.reason is not None  # asked once: what comes later is met after the next step
             last = self.step == self.config.steps
             every = self.config.validate_every
             figures = None
             if self._validate is not None and every and (last or self.step % every == 0):
-                figures = self._run_validation(log)
-            if stop.reason is not None or self._keeper.due(self.step, figures):
-                self._save(log, figures, last or stop.reason is not None)
+                with watchdog.long("validation"):
+                    figures = self._run_validation(log)
+            if stopping or self._keeper.due(self.step, figures):
+                with watchdog.long("save"):
+                    self._save(log, figures, last or stopping)
 
     def _one_step(self, log: RunLog, batches: Iterator[Batch]) -> None:
         start = time.perf_counter()
@@ -252,32 +262,6 @@ class Trainer:
         # A figure that was not finite stands there as null: it has no value to go on with.
         self._metrics = {key: value for key, value in found.state["metrics"].items() if value is not None}
         return True
-
-
-class _StopSignals:
-    """Turns the first SIGTERM or SIGINT into a wish to stop (`reason`); the second has its usual effect."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
 
 
 def _opposing(network: nn.Cell, opponents: Sequence[Player]) -> list[Learner]:

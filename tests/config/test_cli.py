@@ -145,7 +145,7 @@ def test_a_tuple_of_one_needs_no_brackets():
     ("argv", "parts"),
     [
         (["--nam", "one"], ["--nam one", "did you mean --name?"]),  # no abbreviations
-        (["--train.step", "3"], ["--train.step 3", "did you mean --train.steps?"]),
+        (["--train.step", "3"], ["--train.step 3", "--train.steps?"]),
         (["--train.lr", "3"], ["(did you mean --train.optim.lr?)"]),  # left out a section
         (["--learning_rate", "3"], ["(here: --train.optim.lr)"]),
         (["--save", "perhaps"], ["save: perhaps is not of type bool"]),
@@ -326,7 +326,7 @@ def test_train_tae_takes_the_known_flags_and_reports(monkeypatch, capsys, tmp_pa
 
     def train_tae(config):
         seen.append(config)
-        return {"loss": 0.12345678, "val_psnr": 25.5, "step": 40, "stopped": stopped}
+        return {"loss": 0.12345678, "val_psnr": 25.5, "step": 40, "stopped": stopped, "restart": stopped}
 
     pipeline = types.ModuleType("mg.pipelines.train_tae")
     pipeline.train_tae, pipeline.FINAL_WEIGHTS, pipeline.CONFIG_RECORD = train_tae, "tae.safetensors", "config.yaml"
@@ -337,7 +337,7 @@ def test_train_tae_takes_the_known_flags_and_reports(monkeypatch, capsys, tmp_pa
 
     config_path = ROOT / "configs/tae/train/mixed_256x256x16.yaml"
     flags = ["--csv_path", "a.csv", "--video_folder", "v", "--output_path", str(tmp_path / "out")]
-    script.main(["--config", str(config_path), *flags])
+    assert script.main(["--config", str(config_path), *flags]) == (75 if stopped else 0)
     plain = asdict(cli.load(TaeTrainConfig, config_path))
     plain.update(csv_path="a.csv", video_folder="v", output_path=str(tmp_path / "out"))
     assert [asdict(config) for config in seen] == [plain]

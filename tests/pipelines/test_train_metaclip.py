@@ -43,7 +43,7 @@ class StandIn:
 
     def fit(self):
         self.first = next(iter(self.given["batches"](3)))
-        return {"step": 0, "stopped": False}
+        return {"step": 0, "stopped": False, "restart": False}
 
     def export(self, path):
         params = self.given["network"].parameters_and_names()

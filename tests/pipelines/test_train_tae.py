@@ -35,7 +35,7 @@ class StandIn:
 
     def fit(self):
         self.first = next(iter(self.given["batches"](3)))
-        return {"step": 0, "stopped": False}
+        return {"step": 0, "stopped": False, "restart": False}
 
     def export(self, path, metadata, dtype):
         self.exported = (path, metadata, dtype)

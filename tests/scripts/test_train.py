@@ -81,7 +81,7 @@ def test_a_run_says_where_the_weights_are(here, command, folder, tmp_path):
         (["--train.lr_reduce_on_plateau.factor", "0.5"], "validate_every=0 must be 1 or above"),
         (["--train.lr_reduce_on_plateau.factor", "0.5", "--train.validate_every", "1"], "name --valid.csv_path"),
         (["--tae.pretrained", "{0}/none.safetensors"], "tae.pretrained {0}/none.safetensors"),
-        (["--train.step", "4"], "did you mean --train.steps?"),
+        (["--train.step", "4"], "--train.steps?"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(here, error_line, command, tmp_path, args, words):
@@ -90,3 +90,16 @@ def test_bad_input_is_one_line(here, error_line, command, tmp_path, args, words)
     line = error_line(result, result.code if result.code in (2, 5) else 2)
     assert words.format(tmp_path) in line
     assert not (tmp_path / "o" / "config.yaml").exists()
+
+
+def test_a_run_out_of_time_asks_for_a_restart_and_one_told_to_stop_does_not(here, command, tmp_path):
+    run = tmp_path / "run"
+    result = here(SCRIPT, *command, "--train.max_minutes", "1e-6", "--output_path", run)
+    assert result.code == 75, result.err
+    assert result.out.splitlines()[0] == "step 0/2; stopped early, the same command goes on from there"
+    (run / "STOP").touch()
+    result = here(SCRIPT, *command, "--output_path", run)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0].startswith("step 0/2; stopped early")
+    result = here(SCRIPT, *command, "--output_path", run)
+    assert (result.code, result.out.splitlines()[0]) == (0, "step 2/2")

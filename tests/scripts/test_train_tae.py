@@ -88,6 +88,20 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_same_bits(whole, run, 
     assert (other / "tae.safetensors").stat().st_size < 0.55 * (whole[0] / "tae.safetensors").stat().st_size
 
 
+def test_sigusr1_saves_and_asks_for_a_restart(whole, start, tmp_path):
+    folder = tmp_path / "run"
+    process = start(SCRIPT, "--config", whole[0] / "config.yaml", "--output_path", folder, "--train.steps", 500)
+    while not (folder / "metrics.jsonl").is_file() or not losses(folder):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    done = losses(folder)
+    assert (folder / "LATEST").read_text() == f"step-{done[-1][0]:08d}\n"
+    assert done[:8] == losses(whole[0])[: len(done)]
+
+
 def test_four_steps_and_four_more_are_eight(whole, here, tmp_path):
     folder = tmp_path / "parts"
     for steps in (4, 8):
@@ -119,7 +133,7 @@ def test_resume_refuses_other_data_and_keeps_the_record(whole, here, error_line,
         ([*DATA, "--model.pretrained", "{0}/other.safetensors"], "{0}/other.safetensors: does not fit"),
         ([*DATA, "--output_path", "{0}/empty.csv"], "--output_path: cannot write {0}/empty.csv"),
         ([*DATA, "--valid.csv_path", "{0}/no.csv"], "{0}/no.csv is not a file"),
-        ([*DATA, "--train.step", "4"], "did you mean --train.steps?"),
+        ([*DATA, "--train.step", "4"], "--train.steps?"),
         ([*DATA, "--train.steps", "0"], "train.steps=0"),
         ([*DATA, "--data.image_ratio", "2"], "data.image_ratio: 2"),
         ([*DATA, "--valid.image_size", "4"], "valid.image_size=4 must be at least 11"),
