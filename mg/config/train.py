@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mg.config.generation import GenerationSettings, TextFolders, TextPaths
+from mg.config.guard import check_loss_scale
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -191,6 +192,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what goes together."""
+        check_loss_scale(self.train.loss_scale, self.model.dtype)
         for name, least in (("prefetch", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")

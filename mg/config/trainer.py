@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mg.config.durability import DurabilityConfig, check_durability
+from mg.config.guard import GuardConfig
 from mg.config.logs import LogConfig
 from mg.errors import UserError
 
@@ -112,7 +113,7 @@ class PlateauConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(DurabilityConfig):
+class TrainerConfig(GuardConfig, DurabilityConfig):
     """One training run; steps are optimizer steps, not micro-batches; raises UserError for values out of range."""
 
     steps: int
@@ -133,16 +134,15 @@ class TrainerConfig(DurabilityConfig):
     """Steps between validations; the last step is always validated; 0 is off."""
     seed: int = 0
     """Seed of the run; the data source draws from it."""
-    max_bad_steps: int = 10
-    """More non-finite steps in a row than this end the run."""
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        super().__post_init__()
+        GuardConfig.__post_init__(self)
+        DurabilityConfig.__post_init__(self)
         for name in ("steps", "accumulation", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or above")
-        for name in ("validate_every", "max_bad_steps", "seed"):
+        for name in ("validate_every", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         plateau = self.lr_reduce_on_plateau

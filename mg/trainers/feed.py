@@ -19,13 +19,19 @@ class BatchSource(Protocol):
 
 
 class Clock:
-    """Passes on `number` batches; adds up samples (rows of `entry`) and the seconds spent waiting for them."""
+    """Passes on `number` batches; notes samples and the seconds spent waiting for them.
+
+    entry: whose rows are the samples; of five dimensions they are (b, c, t, h, w), and have b * t frames.
+    """
 
     def __init__(self, batches: Iterator[Batch], number: int, entry: str) -> None:
         self._batches = batches
         self._number = number
         self._entry = entry
         self.samples = 0
+        self.frames = 0
+        self.ids: list[str] = []
+        """Names of the samples, where the batches have "ids" or "names"."""
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -35,7 +41,10 @@ class Clock:
             self.waited += time.perf_counter() - start
             if batch is None:
                 raise ValueError("the batches ended: the iterator given to the trainer must be endless")
-            self.samples += len(batch.get(self._entry, ()))
+            shape = np.shape(batch.get(self._entry, ()))
+            self.samples += shape[0]
+            self.frames += shape[0] * shape[2] if len(shape) == 5 else 0
+            self.ids += map(str, batch.get("ids", batch.get("names", ())))
             yield batch
 
 

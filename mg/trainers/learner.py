@@ -1,6 +1,5 @@
 """One player in training: parameters by name, the gradient of a step, the update, and what a checkpoint keeps of it."""
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ class Learner:
     others: networks of other players; their parameters are never trained here.
     ema_decay: 0 keeps no averages.
     freeze: patterns of the network's parameters that stay as they are (mg.trainers.select.frozen).
+    scaled: each step begins with a loss scale.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Learner:
         memory: Memory | None = None,
         ema_decay: float = 0.0,
         freeze: Sequence[str] = (),
+        scaled: bool = False,
     ) -> None:
         """Name the parameters and prepare the graphs; nothing is compiled before the first `add`."""
         self.network, self.optimizer, self.prefix, self.start_step = network, optimizer, prefix, start_step
@@ -50,7 +51,7 @@ class Learner:
         self.params = ParameterTuple(list(self.trained.values()))
         self.updates = 0
         """Updates applied so far."""
-        self._stepper = Stepper(loss, self.params, optimizer, ema_decay, list(self.trained))
+        self._stepper = Stepper(loss, self.params, optimizer, ema_decay, list(self.trained), scaled)
         self._memory = memory
         self._given: Arrays = {}
         self._figures: dict[str, float] = {}
@@ -66,10 +67,10 @@ class Learner:
         """Moving averages in the order of `params`, empty without them."""
         return self._stepper.update.averages
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, loss_scale: float | None = None) -> None:
         """Prepare step `step` (1 for the first)."""
         self._step = step
-        self._stepper.clear()  # of a step that an error broke off
+        self._stepper.begin(loss_scale)
         self._given = self._memory.inputs(step) if self._memory else {}
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
@@ -82,11 +83,6 @@ class Learner:
         named = zip(("loss", *self.terms), values, strict=True)
         self._figures = {**{name: float(value) for name, value in named}, "grad_norm": norm}
         return self._figures
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradient of the step measured last are finite."""
-        return math.isfinite(self._figures["loss"]) and math.isfinite(self._figures["grad_norm"])
 
     def apply(self, lr: float) -> None:
         """Update the parameters, moments and averages with the gradient measured."""

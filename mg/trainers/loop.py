@@ -15,6 +15,7 @@ from mg.files import writable_folder
 from mg.trainers import checkpoint
 from mg.trainers.ema import swapped
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
+from mg.trainers.guard import Guard, Verdict
 from mg.trainers.keeper import Keeper
 from mg.trainers.learner import Learner
 from mg.trainers.pace import Pace
@@ -73,6 +74,8 @@ class Trainer:
             raise UserError("keep_best needs a validation; name a validation list, or set it to 0")
         self._keeper = Keeper(self.output_path, config, hook)
         self._pace = Pace()
+        self._guard = Guard(config)
+        scaled = self._guard.loss_scale is not None
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
         if config.freeze:
             own["freeze"] = list(config.freeze)
@@ -82,12 +85,12 @@ class Trainer:
         self._main = Learner(
             network, loss, config.optimizer, memory=memory, ema_decay=config.ema_decay,
             others=[player.network for player in opponents], freeze=config.freeze,
+            scaled=scaled,
         )
-        self._learners = (self._main, *_opposing(network, opponents))
+        self._learners = (self._main, *_opposing(network, opponents, scaled))
         _check_disjoint(self._learners)
         self.step = 0
         """Steps done, skipped ones included."""
-        self._bad_in_a_row = 0
         self._metrics: dict[str, float | None] = {}
 
     @property
@@ -159,32 +162,33 @@ class Trainer:
         step = self.step + 1
         active = [learner for learner in self._learners if step >= learner.start_step]
         for learner in active:
-            learner.begin(step)
+            learner.begin(step, self._guard.loss_scale)
         clock = Clock(batches, self.config.accumulation, self._main.inputs[0])
         for batch in clock:
             for learner in active:
                 learner.add(batch)
         figures = {learner.prefix: learner.measure() for learner in active}
         self.step = step
-        bad = not all(learner.is_finite for learner in active)
+        scale = {} if self._guard.loss_scale is None else {"loss_scale": self._guard.loss_scale}
+        verdict = self._guard.judge(figures)
         row: dict[str, float | bool] = {}
         for learner in active:
             lr = self._rate(learner)
             row.update((learner.prefix + name, value) for name, value in figures[learner.prefix].items())
             row[f"{learner.prefix}lr"] = lr
-            if not bad:
+            if not verdict.skip:
                 learner.apply(lr)
         seconds = time.perf_counter() - start
-        self._pace.add(seconds, clock.samples, self.compilations)
-        row.update(step_time=seconds, samples_per_s=clock.samples / seconds, data_wait=clock.waited, skipped=bad)
-        logged = bad or self.step == 1 or self.step % self.config.log_every == 0
+        self._pace.add(seconds, clock.samples, self.compilations, clock.frames)
+        row.update(step_time=seconds, samples_per_s=clock.samples / seconds, data_wait=clock.waited, **scale)
+        row["skipped"] = verdict.skip
+        logged = bool(verdict.reason) or self.step == 1 or self.step % self.config.log_every == 0
         if logged:
             log.row("metrics", self.step, row)
         log.show(self.step, row, line=logged)
         self._metrics.update(row)
-        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
-        if bad:
-            self._report_bad_step(log, figures)
+        if verdict.reason:
+            self._report(log, verdict, {**figures, "": {**figures[""], **scale}}, clock.ids)
 
     def _rate(self, learner: Learner) -> float:
         """Return the learning rate of this step; a player's schedule begins at its own first step."""
@@ -195,18 +199,23 @@ class Trainer:
         )
         return self._plateau.rate(scheduled)
 
-    def _report_bad_step(self, log: RunLog, figures: Mapping[str, Mapping[str, float]]) -> None:
+    def _report(
+        self, log: RunLog, verdict: Verdict, figures: Mapping[str, Mapping[str, float]], ids: Sequence[str]
+    ) -> None:
         named = {prefix + name: str(value) for prefix, found in figures.items() for name, value in found.items()}
-        first = (self.step - 1) * self.config.accumulation
-        where = {"micro_batches": list(range(first, first + self.config.accumulation)), "updates": self.updates}
-        log.row("bad_steps", self.step, {**named, **where, "in_a_row": self._bad_in_a_row})
-        log.tell("skipped", self.step, {**named, "in_a_row": self._bad_in_a_row})
-        if self._bad_in_a_row > self.config.max_bad_steps:
-            log.event("abort", step=self.step, reason="non-finite steps in a row", count=self._bad_in_a_row)
-            raise NumericalAbort(
-                f"{self._bad_in_a_row} non-finite steps in a row up to step {self.step} "
-                f"(max_bad_steps={self.config.max_bad_steps}); see {self.output_path / 'bad_steps.jsonl'}"
-            )
+        about = {"reason": verdict.reason, "where": verdict.where, "in_a_row": self._guard.bad_in_a_row}
+        if verdict.skip:
+            first = (self.step - 1) * self.config.accumulation
+            numbers = list(range(first, first + self.config.accumulation))
+            log.row("bad_steps", self.step,
+                    {**named, **about, "micro_batches": numbers, "ids": list(ids), "updates": self.updates})
+        else:
+            log.event(verdict.reason, step=self.step, **named)
+        log.tell("skipped" if verdict.skip else verdict.reason, self.step, {**named, **about})
+        why = self._guard.why_abort(verdict)
+        if why is not None:
+            log.event("abort", step=self.step, reason=why)
+            raise NumericalAbort(f"{why} up to step {self.step}; see {self.output_path / 'bad_steps.jsonl'}")
 
     def _run_validation(self, log: RunLog) -> dict[str, float]:
         averaged = self.config.ema_decay > 0
@@ -238,7 +247,7 @@ class Trainer:
         state = {
             **self._main.state(),
             "opponents": {learner.prefix: learner.state() for learner in self._learners[1:]},
-            "bad_in_a_row": self._bad_in_a_row,
+            "guard": self._guard.state(),
             "plateau": self._plateau.state(),
             "metrics": {key: value if math.isfinite(value) else None for key, value in self._metrics.items()},
             "fingerprint": self._fingerprint,
@@ -256,15 +265,16 @@ class Trainer:
             learner.restore(found.tensors, state, found.folder)
         self._keeper.resumed(found)
         self.step = found.step
-        self._bad_in_a_row = found.state["bad_in_a_row"]
-        if "plateau" in found.state:  # checkpoints of earlier versions have none
+        if "guard" in found.state:  # checkpoints of earlier versions have none, nor the next
+            self._guard.restore(found.state["guard"])
+        if "plateau" in found.state:
             self._plateau.restore(found.state["plateau"])
         # A figure that was not finite stands there as null: it has no value to go on with.
         self._metrics = {key: value for key, value in found.state["metrics"].items() if value is not None}
         return True
 
 
-def _opposing(network: nn.Cell, opponents: Sequence[Player]) -> list[Learner]:
+def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool) -> list[Learner]:
     names = [player.name for player in opponents]
     if len(set(names)) < len(names):
         raise ValueError(f"two players have the same name: {names}")
@@ -272,6 +282,7 @@ def _opposing(network: nn.Cell, opponents: Sequence[Player]) -> list[Learner]:
         Learner(
             player.network, player.loss, player.optimizer, prefix=f"{player.name}.", start_step=player.start_step,
             memory=player.memory, others=[network, *(other.network for other in opponents if other is not player)],
+            scaled=scaled,
         )
         for player in opponents
     ]

@@ -28,14 +28,19 @@ class GradStep(nn.Cell):
     """Loss and gradient of one micro-batch.
 
     construct(*inputs) -> (values, weight, *gradients): values is float32 (1 + number of terms,) = loss and terms,
-    weight is float32 () = number of valid elements, the gradients are those of the mean loss.
+    weight is float32 () = number of valid elements, the gradients are those of the mean loss. With a loss scale its
+    value, float32 (), is the first input: the loss is multiplied by it before the backward pass, the gradients are
+    divided by it after.
     """
 
-    def __init__(self, loss: nn.Cell, params: ParameterTuple) -> None:
-        """Differentiate `loss` with respect to `params`."""
+    def __init__(self, loss: nn.Cell, params: ParameterTuple, scaled: bool = False) -> None:
+        """Differentiate `loss` with respect to `params`; `scaled` for a loss scale."""
         super().__init__(auto_prefix=False)  # else this wrapper would rename the parameters of the caller's loss
         self.loss = loss
-        self.value_and_grad = ms.value_and_grad(self.forward, None, params, has_aux=True)
+        self.scaled = scaled
+        self.map = ops.HyperMap()
+        forward = self.scaled_forward if scaled else self.forward
+        self.value_and_grad = ms.value_and_grad(forward, None, params, has_aux=True)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return (loss, values, weight); only the first one is differentiated."""
@@ -45,10 +50,21 @@ class GradStep(nn.Cell):
             values.append(ops.cast(term, ms.float32))
         return out[0], ops.stack(values), ops.cast(out[1], ms.float32)
 
+    def scaled_forward(self, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what `forward` does, the loss times `scale`."""
+        loss, values, weight = self.forward(*inputs)
+        return ops.cast(loss, ms.float32) * scale, values, weight
+
     def construct(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         (_, values, weight), grads = self.value_and_grad(*inputs)
+        if self.scaled:
+            grads = self.map(ops.partial(_times, 1.0 / inputs[0]), grads)
         return (values, weight, *grads)
+
+
+def _times(factor: Tensor, grad: Tensor) -> Tensor:
+    return grad * factor
 
 
 def _blend(fraction: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -225,10 +241,12 @@ class Stepper:
         config: OptimizerConfig,
         ema_decay: float,
         names: Sequence[str] | None = None,
+        scaled: bool = False,
     ) -> None:
-        """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`."""
+        """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`, `scaled` as for `GradStep`."""
         self._names = tuple(loss.inputs)
-        self._grad = GradStep(loss, params)
+        self._grad = GradStep(loss, params, scaled)
+        self._scale: tuple[Tensor, ...] = ()
         self._accumulate = Accumulate(len(params))
         self._norm = GradNorm()
         self._total: tuple[Tensor, ...] | None = None
@@ -239,16 +257,17 @@ class Stepper:
         """Number of graphs compiled so far (0 in PyNative mode): steady while the shapes stay the same."""
         return sum(len(cell.compile_cache) for cell in (self._grad, self._accumulate, self._norm, self.update))
 
-    def clear(self) -> None:
-        """Forget what was added."""
+    def begin(self, loss_scale: float | None = None) -> None:
+        """Begin a step: forget what was added before."""
         self._total = None
+        self._scale = () if loss_scale is None else (Tensor(np.float32(loss_scale)),)
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Take loss, terms and gradient of one micro-batch into the running average of the step."""
         missing = [name for name in self._names if name not in batch]
         if missing:
             raise ValueError(f"the loss wants {missing}, the batch has only {sorted(batch)}")
-        new = self._grad(*(Tensor(batch[name]) for name in self._names))
+        new = self._grad(*self._scale, *(Tensor(batch[name]) for name in self._names))
         old = self._total
         self._total = new if old is None else self._accumulate(*old[:2], *new[:2], *old[2:], *new[2:])
 
