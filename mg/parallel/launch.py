@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from mg.config.launch import LaunchConfig
-from mg.errors import UserError
+from mg.errors import EXIT_RESTART, UserError
 from mg.files import writable_folder, write_json
 from mg.log import get_logger
 from mg.parallel.processes import Follower, Process, adopt_orphans, end_descendants
@@ -28,7 +28,7 @@ SCHEDULER = (sys.executable, "-c", "from mindspore.communication import init; in
 """The process that introduces the workers to each other; it runs nothing of the training script."""
 
 _LOOK_SECONDS = 0.05
-_ORDERLY = (0, 75)
+_ORDERLY = (0, EXIT_RESTART)
 """Exit codes of a process that has finished, or saved and wants to be started again: the others may do the same."""
 _PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
