@@ -1,6 +1,5 @@
 """Encode a list of videos and pictures into latents, a file each, which the transformer is trained on."""
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from mg import device
-from mg.config.encode_latents import EncodeLatentsConfig, TaeOptions
+from mg.config.encode_latents import EncodeLatentsConfig, LoaderOptions, TaeOptions, VideoOptions
 from mg.dataset.buckets import Bucket, parse_size
 from mg.dataset.cuts import Cut
 from mg.dataset.latents import SUFFIX, Latent, LatentRecord, Origin, latent_file, read_latent, write_latent
@@ -23,6 +22,7 @@ from mg.files import writable_folder, write_json
 from mg.log import get_logger
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import fingerprint, from_checkpoint
+from mg.pipelines.latent_moments import LatentMoments
 
 LISTED = 1000
 """Videos that could not be used and are listed in the summary; of the others it has the number."""
@@ -101,10 +101,7 @@ def encode_videos(config: EncodeLatentsConfig, network: TemporalAutoencoder | No
         UserError: bad options, list, weights, or an output folder of another autoencoder.
         NoGoodClip: not one video could be used; the summary lists the reasons.
     """
-    data = config.video_data
-    cut = Cut(parse_size(data.size), None if data.sample_n_frames == -1 else data.sample_n_frames, data.sample_stride)
-    folder_of = data.folder or Path(data.csv_path).parent
-    items = read_manifest(data.csv_path, folder_of, data.column) if data.csv_path else scan_folder(data.folder)
+    items, cut = videos_of(config.video_data)
     folder = writable_folder(config.output_path, "--output_path")
     if network is None:
         device.setup(config.device, config.mode)
@@ -114,6 +111,41 @@ def encode_videos(config: EncodeLatentsConfig, network: TemporalAutoencoder | No
     run = _Encoding(config, cut, network, record, folder)
     run.run(items)
     return _summary(config, run, record, folder)
+
+
+def videos_of(data: VideoOptions) -> tuple[list[Item], Cut]:
+    """List the videos that the options name, and how they are cut.
+
+    Raises:
+        UserError: a list or folder that is missing, or a size that is none.
+    """
+    cut = Cut(parse_size(data.size), None if data.sample_n_frames == -1 else data.sample_n_frames, data.sample_stride)
+    folder = data.folder or Path(data.csv_path).parent
+    return read_manifest(data.csv_path, folder, data.column) if data.csv_path else scan_folder(data.folder), cut
+
+
+def measure_videos(
+    items: Sequence[Item], cut: Cut, network: TemporalAutoencoder, dataloader: LoaderOptions
+) -> tuple[LatentMoments, dict]:
+    """Encode videos as `encode_videos` does, for the figures alone: nothing is written.
+
+    Returns:
+        The moments, and what was done: rows, encoded, duplicates, skipped; the first of the skipped ones, shapes.
+
+    Raises:
+        NoGoodClip: not one video could be used.
+    """
+    config = EncodeLatentsConfig(
+        tae=TaeOptions(pretrained="-"), video_data=VideoOptions(folder="-"), dataloader=dataloader
+    )
+    run = _Encoding(config, cut, network, record_of(network), None)
+    run.run(items)
+    done = {name: run.counts[name] for name in ("rows", "encoded", "duplicates", "skipped")}
+    if not done["encoded"]:
+        first = f"{run.bad[0]['video']}: {run.bad[0]['error']}" if run.bad else "the list is empty"
+        raise NoGoodClip(f"none of the {done['rows']} videos could be used ({first})")
+    shapes = {str(bucket): number for bucket, number in sorted(run.shapes.items())}
+    return run.moments, {**done, "bad": run.bad, "shapes": shapes}
 
 
 def claim(folder: Path, record: LatentRecord, overwrite: bool) -> None:
@@ -161,24 +193,30 @@ class _Clip:
 
 
 class _Encoding:
-    """One pass over a list.
+    """One pass over a list; without a folder nothing is written, and names do not matter.
 
     Attributes:
         counts: rows, and of them encoded, duplicates, reused, skipped.
         bad: the first videos that were skipped, with reasons.
         shapes: how many were encoded in each shape.
+        moments: of the values encoded in this run.
     """
 
     def __init__(
-        self, config: EncodeLatentsConfig, cut: Cut, network: TemporalAutoencoder, record: LatentRecord, folder: Path
+        self,
+        config: EncodeLatentsConfig,
+        cut: Cut,
+        network: TemporalAutoencoder,
+        record: LatentRecord,
+        folder: Path | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.bad: list[dict] = []
         self.shapes: Counter[Bucket] = Counter()
+        self.moments = LatentMoments()
         self._config, self._cut, self._network, self._tae, self._folder = config, cut, network, record.tae, folder
         self._waiting: dict[Bucket, list[_Clip]] = {}
         self._compiled: dict[Bucket, int] = {}  # clips per call of the network
-        self._moments = np.zeros(3)  # number of values, sum, sum of squares
 
     def run(self, items: Sequence[Item]) -> None:
         """Encode everything."""
@@ -210,11 +248,7 @@ class _Encoding:
 
     def statistics(self) -> dict[str, float] | None:
         """Mean and standard deviation of the values encoded in this run, samples' spread included; None without any."""
-        count, total, squares = self._moments.tolist()
-        if not count:
-            return None
-        mean = total / count
-        return {"mean": mean, "std": math.sqrt(max(0.0, squares / count - mean * mean))}
+        return {"mean": self.moments.mean, "std": self.moments.std()} if self.moments.count else None
 
     def _wanted(self, items: Sequence[Item], i: int, n: int) -> Iterator[tuple[Item, str]]:
         """Yield this process' items and their outputs; duplicates and unusable names are noted.
@@ -226,6 +260,9 @@ class _Encoding:
             output, error = latent_file(item.name)
             owner = item if error else owners.setdefault(output, item)
             if number % n != i:
+                continue
+            if self._folder is None:
+                yield item, output
                 continue
             if error is None and owner is not item and owner.path != item.path:
                 error = f"has the file {output} in common with {owner.name}"
@@ -257,8 +294,7 @@ class _Encoding:
         return item, _Clip(output, origin, bucket, frames)
 
     def _is_done(self, output: str, source: str) -> bool:
-        path = self._folder / output
-        if self._config.overwrite or not path.is_file():
+        if self._folder is None or self._config.overwrite or not (path := self._folder / output).is_file():
             return False
         try:
             origin = read_latent(path).origin
@@ -300,16 +336,14 @@ class _Encoding:
             padded = [*group, *[group[-1]] * (size - len(group))]
             latents = encode_frames(self._network, [clip.frames for clip in padded])
             for clip, (mean, std) in zip(group, latents, strict=False):
-                self._note(mean, std)
+                self.moments.add(mean, std)
+                if self._folder is None:
+                    continue
                 latent = Latent(mean, std, clip.origin)
                 self._writing.append(self._writers.submit(write_latent, self._folder / clip.output, latent))
             self.counts["encoded"] += len(group)
             self.shapes[bucket] += len(group)
         self._await_writes(4 * self._config.dataloader.batch_size)
-
-    def _note(self, mean: np.ndarray, std: np.ndarray) -> None:
-        mean, std = mean.astype(np.float64), std.astype(np.float64)
-        self._moments += (mean.size, mean.sum(), (mean * mean + std * std).sum())
 
     def _await_writes(self, left: int) -> None:
         """Wait until at most so many files are being written; a disk that refuses is told here."""
