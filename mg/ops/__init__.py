@@ -11,7 +11,7 @@ from mg.ops.conv import (
 )
 from mg.ops.linear import Linear
 from mg.ops.norm import GroupNorm, RMSNorm, modulated_rms_norm, rms_norm
-from mg.ops.pad import crop, pad_edge
+from mg.ops.pad import crop, pad_edge, pad_zero
 from mg.ops.portable import PORTABLE, exchange_cells
 from mg.ops.spread import spread
 
@@ -31,6 +31,7 @@ __all__ = [
     "gelu_tanh",
     "modulated_rms_norm",
     "pad_edge",
+    "pad_zero",
     "rms_norm",
     "silu",
     "spread",

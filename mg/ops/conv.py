@@ -5,6 +5,7 @@ A spatial convolution folds time into the batch; a temporal one is a 2-D convolu
 (t, h*w), the formulation that was fastest in both directions.
 """
 
+import mindspore as ms
 import mindspore.ops.operations as prim
 import numpy as np
 from jaxtyping import Float
@@ -115,6 +116,24 @@ class TemporalConv(nn.Cell):
         x = pad_edge(x, 2, self.kernel // 2, self.kernel // 2)
         y = self.conv(x.reshape(b, c, x.shape[2], h * w), mint.permute(weight, (0, 1, 3, 2)))  # (b, c, t2, h*w)
         return _add_bias(y, bias).reshape(b, c, -1, h, w)
+
+
+    def weight_gradient(
+        self, x: Float[Tensor, "b c t h w"], input_bias: Float[Tensor, " c"], slope: Float[Tensor, "b c t h w"]
+    ) -> Float[Tensor, "c c 1 k"]:
+        """Gradient of the weight given the input and the gradient of the output, FP32; for stride 1.
+
+        A plain formula: it can stand in a forward pass, where automatic differentiation cannot go twice.
+        """
+        b, c, t, h, w = x.shape
+        x = _add_bias(x.astype(ms.float32).reshape(b, c, t * h, w), input_bias).reshape(b, c, t, h * w)
+        x = pad_edge(x, 2, self.kernel // 2, self.kernel // 2)  # (b, c, t+k-1, h*w)
+        slope = slope.reshape(b, c, t * h * w)
+        taps = []
+        for tap in range(self.kernel):
+            seen = mint.narrow(x, 2, tap, t).reshape(b, c, t * h * w)
+            taps.append(mint.matmul(slope, mint.permute(seen, (0, 2, 1))).sum(0).reshape(c, c, 1, 1))
+        return mint.cat(taps, 3)
 
 
 class SpatialDownsampleConv(nn.Cell):

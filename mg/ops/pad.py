@@ -29,3 +29,12 @@ def crop(x: Float[Tensor, "b c t h w"], frames: int, height: int, width: int) ->
     if x.shape[4] > width:
         x = x[:, :, :, :, :width]
     return x
+
+
+def pad_zero(x: Float[Tensor, "..."], axis: int, after: int) -> Float[Tensor, "..."]:
+    """Append zeros along one axis; `after` may be 0."""
+    if after == 0:
+        return x
+    shape = list(x.shape)
+    shape[axis] = after
+    return mint.cat((x, mint.zeros(tuple(shape), dtype=x.dtype)), axis)

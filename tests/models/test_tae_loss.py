@@ -193,5 +193,5 @@ def test_noise_reaches_the_reconstruction_of_the_network(pynative, tae, video):
 
 
 def test_unknown_reconstruction_is_refused(given):
-    with pytest.raises(ValueError, match="reconstruction='huber': choose l1 or l2"):
+    with pytest.raises(ValueError, match="reconstruction='huber': choose l1, l2, charbonnier"):
         TaeLoss(Stub(*given[3:]), reconstruction="huber")

@@ -110,6 +110,7 @@ class PatchDiscriminator(nn.Cell):
             if name.endswith("weight"):
                 drawn = stream(seed, f"init.discriminator.{name}").standard_normal(parameter.shape, np.float32)
                 parameter.set_data(Tensor(0.02 * drawn))
+        self.update_parameters_name("discriminator.")  # unlike any other network's in the same graph
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if frames of this size are too small for the layers."""

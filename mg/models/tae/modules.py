@@ -214,8 +214,16 @@ class Decoder(nn.Cell):
         self.norm_out = GroupNorm(channels, groups)
         self.conv_out = Conv2_5d(channels, config.out_ch, 3)
 
-    def construct(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b 3 t8 h8 w8"]:
+    def before_last(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b 3 t8 h8 w8"]:
+        """What the last layer, the temporal convolution of conv_out, takes in."""
         x = self.mid(self.conv_in(z))
         for i in self.top_down:
             x = self.up[i](x)
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out.conv_spat(silu(self.norm_out(x)))
+
+    def last(self, x: Float[Tensor, "b 3 t8 h8 w8"]) -> Float[Tensor, "b 3 t8 h8 w8"]:
+        """Apply the last layer."""
+        return self.conv_out.conv_temp(x, self.conv_out.conv_spat.bias)
+
+    def construct(self, z: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b 3 t8 h8 w8"]:
+        return self.last(self.before_last(z))

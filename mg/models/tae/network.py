@@ -14,7 +14,7 @@ from mg.models.tae.config import TAE_CONFIG, TaeConfig
 from mg.models.tae.init import initialise
 from mg.models.tae.modules import Conv2_5d, Decoder, Encoder
 from mg.models.tae.tiling import Blend, Tiles, even_tiles
-from mg.ops import crop, pad_edge
+from mg.ops import crop, pad_edge, pad_zero
 from mg.rng import stream
 from mg.weights import check_finite, load_into, read_weights
 
@@ -139,6 +139,23 @@ class TemporalAutoencoder(nn.Cell):
         mean, logvar = self.moments(x)
         z = mean if self.sample_deterministic else mean + mint.exp(0.5 * logvar) * noise
         return crop(self.pixels(z), x.shape[2], x.shape[3], x.shape[4]), z, mean, logvar
+
+    def traced(self, x: Float[Tensor, "b 3 t h w"], noise: Float[Tensor, "b z t8 h8 w8"]) -> tuple[Tensor, ...]:
+        """As `construct`, with what the last layer took in as a fifth value, for `last_gradient`."""
+        mean, logvar = self.moments(x)
+        z = mean if self.sample_deterministic else mean + mint.exp(0.5 * logvar) * noise
+        h = z.astype(self.compute_dtype)
+        if self.config.use_post_quant_conv:
+            h = self.post_quant_conv(h)
+        seen = self.decoder.before_last(h)
+        pixels = self.decoder.last(seen).astype(ms.float32)
+        return crop(pixels, x.shape[2], x.shape[3], x.shape[4]), z, mean, logvar, seen
+
+    def last_gradient(self, seen: Float[Tensor, "b 3 t8 h8 w8"], slope: Float[Tensor, "b 3 t h w"]) -> Tensor:
+        """Gradient of the last layer's weight, given the gradient of the (cropped) reconstruction."""
+        for axis in (2, 3, 4):
+            slope = pad_zero(slope, axis, seen.shape[axis] - slope.shape[axis])
+        return self.decoder.conv_out.conv_temp.weight_gradient(seen, self.decoder.conv_out.conv_spat.bias, slope)
 
     def __call__(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reconstruct x; the noise of the sample is drawn from the seed when it is not passed in."""
