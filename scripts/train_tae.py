@@ -16,8 +16,9 @@ def main(argv: list[str]) -> int:
 
     figures = train_tae(config)
     stopped, step, restart = figures.pop("stopped"), figures.pop("step"), figures.pop("restart")
+    steps = figures.pop("steps")
     ending = "; stopped early, the same command goes on from there" if stopped else ""
-    print(f"step {step}/{config.train.steps}{ending}")
+    print(f"step {step}/{steps}{ending}")
     for name, value in figures.items():
         print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
     folder = Path(config.output_path)

@@ -70,17 +70,25 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over the steps; raises UserError for values out of range."""
 
-    name: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: hold the peak, or fall along half a cosine to end_lr at the last step."""
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up: hold the peak, or fall along half a cosine or a straight line to end_lr at the last step."""
     warmup_steps: int = 0
     """The rate rises in a straight line and reaches the peak at this step; 0 is off."""
+    warmup_ratio: float = 0.0
+    """The same as a share of all steps, in [0, 1): 0.1 of 1000 steps are 100; 0 is off."""
     end_lr: float = 0.0
-    """Learning rate at the last step (cosine only)."""
+    """Learning rate at the last step (cosine and linear)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _require(self.name in ("constant", "cosine"), "schedule.name", self.name, "'constant' or 'cosine'")
+        names = ("constant", "cosine", "linear")
+        _require(self.name in names, "schedule.name", self.name, "'constant', 'cosine' or 'linear'")
         _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "0 (off) or above")
+        _require(0 <= self.warmup_ratio < 1, "schedule.warmup_ratio", self.warmup_ratio, "in [0, 1)")
+        _require(
+            not (self.warmup_steps and self.warmup_ratio), "schedule.warmup_ratio", self.warmup_ratio,
+            f"0 where schedule.warmup_steps={self.warmup_steps} is set; give one of them",
+        )
         _require(_finite(self.end_lr, 0), "schedule.end_lr", self.end_lr, "a finite number, 0 or above")
 
 
@@ -118,8 +126,14 @@ class TrainerConfig(GuardConfig, DurabilityConfig):
 
     steps: int
     """Optimizer steps of the whole run, resumed parts included."""
+    epochs: float = 0.0
+    """Passes over the training data, in place of steps; the last step may go beyond the end; 0 is off."""
+    samples: int = 0
+    """Samples of the whole run, in place of steps; the last step may go beyond the number; 0 is off."""
     accumulation: int = 1
     """Micro-batches per step; their gradients are averaged by number of valid elements."""
+    global_batch: int = 0
+    """Samples per step, a multiple of the batch size, in place of accumulation; 0 is off."""
     freeze: tuple[str, ...] = ()
     """Patterns of the network's parameters that are not trained, such as "encoder.*"; "!encoder.last.*" takes some out
     again. A frozen parameter has no optimizer state and no average."""
@@ -142,8 +156,14 @@ class TrainerConfig(GuardConfig, DurabilityConfig):
         DurabilityConfig.__post_init__(self)
         for name in ("steps", "accumulation", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or above")
-        for name in ("validate_every", "seed"):
+        for name in ("validate_every", "seed", "samples", "global_batch"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
+        _require(_finite(self.epochs, 0), "epochs", self.epochs, "a finite number, 0 (off) or above")
+        _require(not (self.epochs and self.samples), "samples", self.samples, f"0 where epochs={self.epochs:g} is set")
+        _require(
+            self.accumulation == 1 or not self.global_batch, "accumulation", self.accumulation,
+            f"left out where global_batch={self.global_batch} is set",
+        )
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         plateau = self.lr_reduce_on_plateau
         _require(

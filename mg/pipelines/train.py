@@ -27,6 +27,7 @@ from mg.pipelines.train_data import (
     validation_batches,
 )
 from mg.pipelines.train_watch import FlowValidator, VideoSampler, decoder
+from mg.trainers.budget import with_budget
 from mg.trainers.loop import Trainer
 
 FINAL_FOLDER = "transformer"
@@ -49,6 +50,9 @@ def train(config: TrainConfig) -> dict[str, object]:
         )
     device.setup(config.device, config.mode)
     data = open_data(config)
+    config = replace(
+        config, train=with_budget(config.train, config.data.batch_size, data.source.batches_per_epoch)
+    )
     sizes, said = network_config(config.model, data.text_widths)
     check_origin(said, data.made_by, f"model.pretrained={config.model.pretrained}")
     check_sizes(sizes, data)
@@ -67,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, object]:
     folder = Path(config.output_path) / FINAL_FOLDER
     trainer.export(folder / WEIGHTS_FILE, {"format": "mg"}, config.export_dtype)
     write_json(folder / CONFIG_FILE, {**sizes.to_dict(), **conditioning(config, data).to_dict()})
-    return figures
+    return {**figures, "steps": config.train.steps}
 
 
 def network_config(model: TransformerConfig, text_widths: Mapping[str, int]) -> tuple[LlamaConfig, dict[str, Any]]:

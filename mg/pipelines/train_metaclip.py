@@ -38,6 +38,7 @@ from mg.models.text_encoders.long_clip import (
     join_positions,
 )
 from mg.models.text_encoders.processor import Processor
+from mg.trainers.budget import with_budget
 from mg.trainers.loop import Trainer
 from mg.weights import load_into, open_weights, read_weights
 
@@ -220,6 +221,7 @@ def train_metaclip(config: MetaclipTrainConfig) -> dict[str, object]:
     Raises:
         UserError: bad lists, encoder or pictures, or a checkpoint of another run in the output folder.
     """
+    with_budget(config.train, None, None)  # refuses lengths in samples: long and short captions have rows of their own
     items, held = _read(config)  # mistakes in the lists are told before anything is loaded
     device.setup(config.device, config.mode)
     folder, output = Path(config.pretrained), Path(config.output_path)

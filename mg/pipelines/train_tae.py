@@ -1,7 +1,7 @@
 """Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from mg.models.tae.loading import metadata_of
 from mg.models.tae.loss import TaeLoss
 from mg.pipelines.tae_watch import ComparisonVideos, validator
 from mg.rng import stream
+from mg.trainers.budget import with_budget
 from mg.trainers.loop import Trainer
 
 FINAL_WEIGHTS = "tae.safetensors"
@@ -79,6 +80,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     loss = TaeLoss(network, **asdict(config.loss))
     items = _items(config.csv_path, config.video_folder)
     source = ClipSource(items, config.data, bad_list=Path(config.output_path) / BAD_VIDEOS)
+    config = replace(config, train=with_budget(config.train, config.data.batch_size, source.batches_per_epoch))
     clips = NoisyClips(source, network, config.train.seed)
 
     def batches(start: int) -> Iterator[dict]:
@@ -111,4 +113,4 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     )
     figures = trainer.fit()
     trainer.export(Path(config.output_path) / FINAL_WEIGHTS, metadata_of(network.config), config.export_dtype)
-    return figures
+    return {**figures, "steps": config.train.steps}

@@ -63,6 +63,8 @@ class Trainer:
         hook: Callable[[str], None] = lambda point: None,
     ) -> None:
         """Prepare a run; nothing is compiled, read or trained before `fit`."""
+        if config.epochs or config.samples or config.global_batch:
+            raise ValueError("the length of the run is not settled: pass the settings through with_budget")
         self.config = config
         self.output_path = writable_folder(output_path, "--output_path")
         self._open = batches if not hasattr(batches, "batch") else by_index(batches)

@@ -27,6 +27,21 @@ def test_cosine_falls_at_every_step():
     assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
 
 
+def test_a_tenth_of_1000_steps_is_a_warmup_of_100():
+    config = ScheduleConfig(name="cosine", warmup_ratio=0.1)
+    same = ScheduleConfig(name="cosine", warmup_steps=100)
+    assert learning_rate(100, 0.8, config, 1000) == 0.8
+    assert learning_rate(50, 0.8, config, 1000) == pytest.approx(0.4, abs=1e-15)
+    for step in (1, 99, 100, 101, 500, 1000):
+        assert learning_rate(step, 0.8, config, 1000) == learning_rate(step, 0.8, same, 1000)
+
+
+def test_a_line_falls_by_the_same_every_step():
+    config = ScheduleConfig(name="linear", warmup_steps=2, end_lr=0.1)
+    rates = [learning_rate(step, 1.0, config, 11) for step in range(2, 12)]
+    assert rates == pytest.approx([1.0 - 0.1 * step for step in range(10)], abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -35,9 +50,14 @@ def test_cosine_falls_at_every_step():
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "optimizer.betas="),
         (lambda: OptimizerConfig(eps=0.0), "optimizer.eps=0.0"),
         (lambda: OptimizerConfig(clip_grad_norm=-1.0), "optimizer.clip_grad_norm=-1.0"),
-        (lambda: ScheduleConfig(name="linear"), "schedule.name='linear'"),
+        (lambda: ScheduleConfig(name="step"), "schedule.name='step'"),
         (lambda: ScheduleConfig(warmup_steps=-1), "schedule.warmup_steps=-1"),
+        (lambda: ScheduleConfig(warmup_ratio=1.0), "schedule.warmup_ratio=1.0"),
+        (lambda: ScheduleConfig(warmup_ratio=0.1, warmup_steps=5), "0 where schedule.warmup_steps=5 is set"),
         (lambda: TrainerConfig(steps=0), "steps=0"),
+        (lambda: TrainerConfig(steps=1, epochs=-1.0), "epochs=-1.0"),
+        (lambda: TrainerConfig(steps=1, epochs=1.0, samples=5), "samples=5 must be 0 where epochs=1 is set"),
+        (lambda: TrainerConfig(steps=1, accumulation=2, global_batch=8), "accumulation=2 must be left out where"),
         (lambda: TrainerConfig(steps=1, accumulation=0), "accumulation=0"),
         (lambda: TrainerConfig(steps=1, ema_decay=1.0), "ema_decay=1.0"),
         (lambda: TrainerConfig(steps=5, keep_last=-1), "keep_last=-1"),
