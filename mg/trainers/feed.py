@@ -1,6 +1,7 @@
 """How micro-batches reach the training loop: by number, counted and timed."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Protocol
@@ -21,15 +22,25 @@ class BatchSource(Protocol):
 class Clock:
     """Passes on `number` batches; notes samples and the seconds spent waiting for them.
 
-    entry: whose rows are the samples; of five dimensions they are (b, c, t, h, w), and have b * t frames.
+    entry: whose rows are the samples.
+    units: gives what else a batch has and how many, {"tokens": 512} for instance; None: b * t frames, where the entry
+        has the five dimensions (b, c, t, h, w).
     """
 
-    def __init__(self, batches: Iterator[Batch], number: int, entry: str) -> None:
+    def __init__(
+        self,
+        batches: Iterator[Batch],
+        number: int,
+        entry: str,
+        units: Callable[[Batch], Mapping[str, int]] | None = None,
+    ) -> None:
         self._batches = batches
         self._number = number
         self._entry = entry
+        self._units = units or self._frames
         self.samples = 0
-        self.frames = 0
+        self.counts: Counter[str] = Counter()
+        """How many of each unit."""
         self.ids: list[str] = []
         """Names of the samples, where the batches have "ids" or "names"."""
         self.waited = 0.0
@@ -41,11 +52,15 @@ class Clock:
             self.waited += time.perf_counter() - start
             if batch is None:
                 raise ValueError("the batches ended: the iterator given to the trainer must be endless")
-            shape = np.shape(batch.get(self._entry, ()))
-            self.samples += shape[0]
-            self.frames += shape[0] * shape[2] if len(shape) == 5 else 0
             self.ids += map(str, batch.get("ids", batch.get("names", ())))
             yield batch
+            # Counted afterwards: who takes a batch tells better what is missing in it.
+            self.samples += len(batch[self._entry])
+            self.counts.update(self._units(batch))
+
+    def _frames(self, batch: Batch) -> dict[str, int]:
+        shape = np.shape(batch[self._entry])
+        return {"frames": shape[0] * shape[2]} if len(shape) == 5 else {}
 
 
 def by_index(source: BatchSource) -> BatchFactory:

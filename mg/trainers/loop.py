@@ -36,7 +36,8 @@ class Trainer:
 
     network: what is saved, under the names it gives its own parameters.
     loss: a cell around the network with `inputs` and `terms` (tuples of names); construct(*inputs) returns
-        (loss, weight, *terms): mean over the valid elements, their number, auxiliary scalars. Its trainable
+        (loss, weight, *terms): mean over the valid elements, their number, auxiliary scalars. A method `units` may
+        tell what a batch has besides samples, {"tokens": 512} for instance, to be logged per second. Its trainable
         parameters are trained, also those outside the network, but never those of an opponent's network.
     batches: an object with batch(index), or a function from the first index wanted to an endless iterator;
         step s (1 and up) takes the indices (s - 1) * accumulation to s * accumulation - 1.
@@ -76,6 +77,7 @@ class Trainer:
             raise UserError("keep_best needs a validation; name a validation list, or set it to 0")
         self._keeper = Keeper(self.output_path, config, hook)
         self._pace = Pace()
+        self._units = getattr(loss, "units", None)
         self._guard = Guard(config)
         scaled = self._guard.loss_scale is not None
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
@@ -165,7 +167,7 @@ class Trainer:
         active = [learner for learner in self._learners if step >= learner.start_step]
         for learner in active:
             learner.begin(step, self._guard.loss_scale)
-        clock = Clock(batches, self.config.accumulation, self._main.inputs[0])
+        clock = Clock(batches, self.config.accumulation, self._main.inputs[0], self._units)
         for batch in clock:
             for learner in active:
                 learner.add(batch)
@@ -181,8 +183,10 @@ class Trainer:
             if not verdict.skip:
                 learner.apply(lr)
         seconds = time.perf_counter() - start
-        self._pace.add(seconds, clock.samples, self.compilations, clock.frames)
-        row.update(step_time=seconds, samples_per_s=clock.samples / seconds, data_wait=clock.waited, **scale)
+        self._pace.add(seconds, clock.samples, self.compilations, clock.counts)
+        row.update(step_time=seconds, samples_per_s=clock.samples / seconds)
+        row.update((f"{name}_per_s", count / seconds) for name, count in clock.counts.items())
+        row.update(data_wait=clock.waited, **scale)
         row["skipped"] = verdict.skip
         logged = bool(verdict.reason) or self.step == 1 or self.step % self.config.log_every == 0
         if logged:

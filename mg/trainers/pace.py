@@ -1,6 +1,8 @@
 """How fast a training goes once it is warm."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -11,18 +13,18 @@ class Pace:
         steps: number of them.
         seconds: they took, waiting for data included.
         samples: they had.
-        frames: they had, 0 where the data are no videos.
+        counts: how many frames, or tokens, they had, by name; empty where neither is known.
         left_out: number of the steps that were left out, in which graphs were compiled.
     """
 
     steps: int = 0
     seconds: float = 0.0
     samples: int = 0
-    frames: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
     _graphs: int = -1
 
-    def add(self, seconds: float, samples: int, graphs: int, frames: int = 0) -> None:
+    def add(self, seconds: float, samples: int, graphs: int, counts: Mapping[str, int] | None = None) -> None:
         """Count a step; `graphs` is the number of those compiled since the process began.
 
         The first step is always left out: caches are cold also where nothing is compiled.
@@ -34,15 +36,14 @@ class Pace:
         self.steps += 1
         self.seconds += seconds
         self.samples += samples
-        self.frames += frames
+        self.counts.update(counts or {})
 
     def summary(self) -> dict[str, float | int | None]:
-        """Return seconds per step, samples and frames per second (None without a warm step), and numbers of steps."""
-        frames = {"frames_per_s": self.frames / self.seconds} if self.frames else {}
+        """Return seconds per step, samples, frames or tokens per second, numbers of steps; None without a warm step."""
         return {
             "step_time": self.seconds / self.steps if self.steps else None,
             "samples_per_s": self.samples / self.seconds if self.seconds else None,
-            **frames,
+            **{f"{name}_per_s": count / self.seconds for name, count in self.counts.items()},
             "steps": self.steps,
             "left_out": self.left_out,
         }

@@ -88,10 +88,10 @@ class RunLog:
         """Note that the process ends as it should, and how fast it went (see `Pace`)."""
         self.event("stop", step=step, reason=reason, compilations=compilations, pace=pace)
         if pace["steps"]:
+            rates = [f"{value:.4g} {key[:-6]}/s" for key, value in pace.items() if key.endswith("_per_s")]
             self.say(
-                f"stopped at step {step}/{self._total} ({reason}): {pace['step_time']:.4g} s/step, "
-                f"{pace['samples_per_s']:.4g} samples/s, mean of {pace['steps']} steps; {pace['left_out']} with "
-                "compilation left out"
+                f"stopped at step {step}/{self._total} ({reason}): {pace['step_time']:.4g} s/step, {', '.join(rates)}, "
+                f"mean of {pace['steps']} steps; {pace['left_out']} with compilation left out"
             )
 
     def show(self, step: int, values: Mapping, line: bool) -> None:

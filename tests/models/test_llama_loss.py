@@ -106,3 +106,9 @@ def test_only_kept_tokens_count_and_are_seen(network):
     assert float(loss(*tensors(other, loss))[0].asnumpy()) == pytest.approx(float(value.asnumpy()), rel=1e-5)
     other["latent"] = np.where(dropped, values["latent"], 9.0).astype(np.float32)
     assert abs(float(loss(*tensors(other, loss))[0].asnumpy()) / float(value.asnumpy()) - 1) > 0.1
+
+
+def test_tokens_are_counted_without_those_that_are_dropped(network):
+    values = batch()
+    assert FlowLoss(network).units(values) == {"tokens": 2 * TOKENS}
+    assert FlowLoss(network, token_drop=True).units({**values, "kept": np.arange(10, dtype=np.int32)}) == {"tokens": 10}

@@ -252,3 +252,15 @@ def test_no_graph_is_compiled_after_the_first_step(tmp_path):
     trainer.fit()
     assert counts == [4] * 6  # gradient, accumulation, norm, update
     assert trainer._main.network.training
+
+
+def test_a_loss_may_say_what_is_logged_per_second(tmp_path, monkeypatch):
+    """Tokens per second are samples per second times the mean number of tokens of a sample."""
+    units = lambda self, batch: {"tokens": 7 * len(batch["x"])}  # noqa: E731
+    monkeypatch.setattr(trainer_toy.ToyLoss, "units", units, raising=False)
+    toy_trainer(tmp_path, 4).fit()
+    for row in rows(tmp_path):
+        assert row["tokens_per_s"] == pytest.approx(7 * row["samples_per_s"])
+    assert list(rows(tmp_path)[0]).index("tokens_per_s") == list(rows(tmp_path)[0]).index("samples_per_s") + 1
+    pace = rows(tmp_path, "events")[-1]["pace"]
+    assert pace["steps"] == 3 and pace["tokens_per_s"] == pytest.approx(7 * pace["samples_per_s"])

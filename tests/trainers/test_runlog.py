@@ -117,5 +117,5 @@ def test_the_pace_is_the_mean_over_the_steps_without_compilation():
     for seconds, samples, graphs in ((9.0, 4, 3), (1.0, 4, 3), (2.0, 8, 3), (7.0, 4, 5), (3.0, 4, 5)):
         pace.add(seconds, samples, graphs)
     assert pace.summary() == {"step_time": 2.0, "samples_per_s": 16 / 6, "steps": 3, "left_out": 2}
-    pace.add(2.0, 4, 5, frames=32)
+    pace.add(2.0, 4, 5, {"frames": 32})
     assert pace.summary()["frames_per_s"] == 32 / 8

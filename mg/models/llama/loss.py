@@ -1,6 +1,10 @@
 """The transformer's training objective: the squared error of the velocity (Movie Gen, section 3.1.2)."""
 
+import math
+from collections.abc import Mapping
+
 import mindspore as ms
+import numpy as np
 from jaxtyping import Float
 from mindspore import Tensor, nn, ops
 
@@ -36,6 +40,13 @@ class FlowLoss(nn.Cell):
         self.sigma_min = sigma_min
         self.token_drop = token_drop
         self.inputs = ("latent", "noise", "timestep", "mask", *network.config.kinds, *(("kept",) if token_drop else ()))
+
+    def units(self, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Return how many tokens of video a batch has, those that token dropout leaves out not counted."""
+        if self.token_drop:
+            return {"tokens": len(batch["kept"])}
+        b, _, *size = batch["latent"].shape
+        return {"tokens": b * math.prod(self.network.config.tokens(*size))}
 
     def construct(
         self,
