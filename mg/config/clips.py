@@ -34,6 +34,7 @@ class ClipSettings:
             cache_gb twice, for then each is decoded once per pass.
         cache_gb: memory for decoded clips, in 10^9 bytes; 0 decodes anew for each clip.
         cache_short_side: shrink clips to this short side (pixels) before they are kept in memory.
+        chunks: folder that tools/make_chunks.py wrote from the same files; frames then come from there.
         max_bad: share of the files that may be missing or damaged, 0 to 1; more end the run. One always may, unless 0.
         max_pixels: files with larger frames (height x width) count as bad.
         max_seconds: files that last longer count as bad.
@@ -62,6 +63,7 @@ class ClipSettings:
     shuffle_files: int = 16
     cache_gb: float = 4.0
     cache_short_side: int | None = None
+    chunks: str | None = None
     max_bad: float = 0.01
     max_pixels: int | None = None
     max_seconds: float | None = None
@@ -104,6 +106,6 @@ class ClipSettings:
     def of_batches(self) -> dict[str, Any]:
         """The settings that decide what is in a batch: not where frames come from or how much memory they may take."""
         settings = asdict(self)
-        for name in ("cache_gb", "max_bad"):
+        for name in ("cache_gb", "chunks", "max_bad"):
             del settings[name]
         return settings

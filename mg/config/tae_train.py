@@ -5,6 +5,7 @@ from typing import Literal
 
 from mg.config.clips import ClipSettings
 from mg.config.guard import check_loss_scale
+from mg.config.mixing import check_mix
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -78,8 +79,10 @@ class TaeTrainConfig:
     """Folder of checkpoints, logs and the final weights; a run found there is resumed."""
     csv_path: str | None = None
     """CSV with a column `video`; none: every video and picture in video_folder."""
+    mix: dict[str, float] | None = None
+    """Several lists instead of csv_path, by weight: CSV or folder -> share of the samples, of any sum."""
     video_folder: str | None = None
-    """Folder that the CSV's paths start from."""
+    """Folder that the CSV's paths start from; none: the CSV's own."""
     device: Literal["auto", "Ascend", "GPU", "CPU"] = "auto"
     """Where to run."""
     mode: Literal["graph", "pynative"] = "graph"
@@ -99,6 +102,9 @@ class TaeTrainConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_loss_scale(self.train.loss_scale, self.model.dtype)
+        check_mix("mix", self.mix)
+        if self.mix is not None and self.csv_path is not None:
+            raise UserError("mix and csv_path are both given; name the list in mix, with its weight")
         for name, least in (("prefetch", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from mg.config.generation import GenerationSettings, TextFolders, TextPaths
 from mg.config.guard import check_loss_scale
+from mg.config.mixing import check_mix
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -167,6 +168,8 @@ class TrainConfig:
 
     csv_path: str | None = None
     """CSV with the columns `video` (videos and images, relative to video_folder) and `caption`."""
+    mix: dict[str, float] | None = None
+    """Several lists instead of csv_path, by weight: CSV -> share of the samples, of any sum."""
     output_path: str = "outputs/train"
     """Folder of checkpoints, logs, samples and the final weights; a run found there is resumed."""
     video_folder: str | None = None
@@ -193,6 +196,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges and what goes together."""
         check_loss_scale(self.train.loss_scale, self.model.dtype)
+        check_mix("mix", self.mix)
+        if self.mix is not None and self.csv_path is not None:
+            raise UserError("mix and csv_path are both given; name the list in mix, with its weight")
         for name, least in (("prefetch", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")

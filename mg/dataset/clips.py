@@ -12,6 +12,7 @@ import numpy as np
 from mg import rng
 from mg.config.clips import ClipSettings
 from mg.dataset.augment import pick, recolor, reshape
+from mg.dataset.chunks import ChunkedClips
 from mg.dataset.fps import resample_times
 from mg.dataset.frames import FrameReader, VideoFiles
 from mg.dataset.headers import Limits
@@ -55,14 +56,16 @@ class ClipSource:
         items: a list of clips, or several by name.
         settings: how clips are cut and altered.
         weights: name of a list -> share of the samples, of any sum; needed for several lists.
-        reader: where frames come from; None: the files themselves.
+        reader: where frames come from; None: the chunks of the settings, or the files themselves.
         bad_list: file that bad clips are listed in, see `Quarantine`; None: only `quarantine` knows them.
 
     Attributes:
         settings: see above.
+        weights: see above.
         quarantine: the bad clips found so far.
 
     Raises:
+        UserError: chunks that are damaged, or of another list.
         NoGoodClip: there is nothing to train on.
         TooManyBadClips: more files are missing than `max_bad` allows.
     """
@@ -77,20 +80,20 @@ class ClipSource:
         bad_list: str | Path | None = None,
     ) -> None:
         """Look which files are there, and with `coverage: all` how long they are."""
-        self.settings = settings
+        self.settings, self.weights = settings, weights
         self._sets = dict(items) if isinstance(items, Mapping) else {"": items}
         if weights is None and len(self._sets) > 1:
             raise ValueError("several lists need weights")
-        self._reader = reader or VideoFiles(
-            int(settings.cache_gb * 1e9), settings.cache_short_side, Limits(settings.max_pixels, settings.max_seconds)
-        )
+        # Streams are named by the lists' numbers: files may be called otherwise when a run is resumed.
+        self._streams = {name: f"order.{n}" if weights else "order" for n, name in enumerate(self._sets)}
+        self._reader = reader or _open_reader(settings)
         total = [item for members in self._sets.values() for item in members]
         if not all(self._sets.values()) or not total:
             raise NoGoodClip("the list of clips is empty; name at least one clip")
         if settings.image_ratio < 1 and all(item.is_image for item in total):
             raise NoGoodClip(f"image_ratio: {settings.image_ratio}, but there are only pictures; set it to 1")
         self.quarantine = Quarantine(len(total), settings.max_bad, bad_list)
-        self.quarantine.add_all(self._missing(total), "missing")
+        self.quarantine.add_all(self._missing(total), "missing or known to be bad")
         self._videos, self._images = self._kinds(weights)
         self._offset = float(rng.stream(settings.seed, "mix").random())
 
@@ -106,16 +109,19 @@ class ClipSource:
         settings = self.settings
         videos = {name: [item for item in items if not item.is_image] for name, items in self._sets.items()}
         images = {name: [item for item in items if item.is_image] for name, items in self._sets.items()}
-        plain = {name: self._plain(name, "", members) for name, members in videos.items() if members}
+        plain = self._plain(videos, "")
         whole = settings.coverage == "all"
         passes = {name: self._windows(name, one.items) for name, one in plain.items()} if whole else plain
-        pictures = {name: self._plain(name, ".pictures", members) for name, members in images.items() if members}
+        pictures = self._plain(images, "")
         if not pictures and whole:  # frames for the image batches, which must not take away the videos' windows
-            pictures = {name: self._plain(name, ".frames", one.items) for name, one in plain.items()}
+            pictures = self._plain(videos, ".frames")
         return self._kind(passes, weights, "video"), self._kind(pictures, weights, "image")
 
-    def _plain(self, name: str, what: str, items: Sequence[Item]) -> ClipPasses:
-        return ClipPasses(items, self.settings.seed, "order" if not name + what else f"order.{name}{what}")
+    def _plain(self, items: Mapping[str, Sequence[Item]], what: str) -> dict[str, ClipPasses]:
+        return {
+            name: ClipPasses(members, self.settings.seed, self._streams[name] + what)
+            for name, members in items.items() if members
+        }  # fmt: skip
 
     def _windows(self, name: str, items: Sequence[Item]) -> WindowPasses:
         settings = self.settings
@@ -123,22 +129,29 @@ class ClipSource:
             planned = list(pool.map(self._planned, items))
         counts = [count for count, _ in planned]
         self.quarantine.add_all((error for _, error in planned if error is not None), "damaged")
-        return WindowPasses(items, counts, settings.num_frames, settings.shuffle_files, settings.seed, f"order.{name}")
+        stream = self._streams[name]
+        return WindowPasses(items, counts, settings.num_frames, settings.shuffle_files, settings.seed, stream)
 
     def _planned(self, item: Item) -> tuple[int, BadClip | None]:
         # What the file says, also of one that is known to be bad by now: a resumed run must lay out the same windows.
         try:
-            frames, seconds = self._reader.planned(item)
+            header = self._reader.header(item)
         except BadClip as error:
             return 1, error
         fps = self.settings.fps
-        return frames if fps is None or not seconds else max(1, round(seconds * fps)), None
+        frames = header.num_frames
+        return frames if fps is None or not header.seconds else max(1, round(header.seconds * fps)), None
 
     def _kind(self, passes: Mapping[str, Passes], weights: Mapping[str, float] | None, name: str) -> _Kind | None:
         if not passes:
             return None
-        shares = weighted({key: weights[key] if weights else 1.0 for key in passes})
-        return _Kind(list(passes), list(passes.values()), Mix(shares, self.settings.seed, f"sets.{name}"))
+        shares = weighted({key: 1.0 if weights is None else weights[key] for key in passes})
+        return _Kind(list(passes), list(passes.values()), Mix(shares, self.settings.seed, f"sets.{name}", even=True))
+
+    @property
+    def lists(self) -> dict[str, int]:
+        """Number of clips of each list."""
+        return {name: len(items) for name, items in self._sets.items()}
 
     @property
     def bad(self) -> Mapping[str, str]:
@@ -164,10 +177,11 @@ class ClipSource:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the clips and their lengths, as far as they decide about the batches."""
+        """Stands for the clips, their lengths and weights, as far as they decide about the batches."""
         digest = hashlib.sha256()
         for name, items in self._sets.items():
-            digest.update("\0".join([name, *(item.name for item in items), ""]).encode("utf-8", "surrogateescape"))
+            weight = "" if self.weights is None else str(float(self.weights[name]))
+            digest.update("\0".join([weight, *(item.name for item in items), ""]).encode("utf-8", "surrogateescape"))
         for one in self._videos.passes if self._videos else ():
             if isinstance(one, WindowPasses):
                 digest.update(one.counts.tobytes())
@@ -276,6 +290,13 @@ class ClipSource:
         if valid < length:
             clip = np.concatenate([clip, np.repeat(clip[:, -1:], length - valid, axis=1)], axis=1)  # (3, t, h, w)
         return clip, valid, 0.0 if is_image else rate / stride
+
+
+def _open_reader(settings: ClipSettings) -> FrameReader:
+    limits = Limits(settings.max_pixels, settings.max_seconds)
+    if settings.chunks is not None:
+        return ChunkedClips(settings.chunks, settings.cache_short_side, limits)
+    return VideoFiles(int(settings.cache_gb * 1e9), settings.cache_short_side, limits)
 
 
 def rank_rows(batch_size: int, rank: int, ranks: int) -> range:

@@ -43,7 +43,7 @@ class Epochs:
         if weights is not None and groups:
             keys = [key for key, _ in self._groups]
             shares = weighted({key: weights[key] for key in keys}, {key: Fraction(sizes[key]) for key in keys})
-        self._mix = Mix(shares, seed, f"{name}.mix") if groups else None
+        self._mix = Mix(shares, seed, f"{name}.mix", even=weights is not None) if groups else None
 
     @property
     def items(self) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from mg.dataset.headers import Limits, peek
+from mg.dataset.headers import Header, Limits, peek
 from mg.dataset.manifest import Item
 from mg.dataset.video import probe, read_video, read_whole
 from mg.errors import BadClip
@@ -40,8 +40,8 @@ class FrameReader(Protocol):
     def check(self, item: Item) -> None:
         """Find out, without decoding, whether an item is there at all."""
 
-    def planned(self, item: Item) -> tuple[int, float]:
-        """Return about how many frames and seconds an item has, without decoding it where that is possible."""
+    def header(self, item: Item) -> Header:
+        """Return what an item's file announces, without decoding it where that is possible."""
 
     def times(self, item: Item) -> Sequence[float]:
         """Return the presentation time of every frame in seconds."""
@@ -91,10 +91,9 @@ class VideoFiles:
             pass
         raise BadClip(item.path, "file not found")
 
-    def planned(self, item: Item) -> tuple[int, float]:
+    def header(self, item: Item) -> Header:
         """See `FrameReader`."""
-        header = peek(item.path)
-        return header.num_frames, header.seconds
+        return peek(item.path)
 
     def times(self, item: Item) -> Sequence[float]:
         """See `FrameReader`."""

@@ -1,8 +1,8 @@
 """Training batches of the transformer, each a pure function of (seed, index): latents, texts, noise, noise levels."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from math import floor
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from mg.dataset.epochs import Epochs
 from mg.dataset.latent_sources import LatentFolder, LatentSource, Shape, usable
 from mg.dataset.manifest import Item
 from mg.dataset.prompt_dropout import drop_mask
+from mg.dataset.quarantine import Quarantine
 from mg.dataset.text_sources import KINDS, TextSource, open_texts
 from mg.errors import BadClip, NoGoodClip, UserError
 from mg.log import get_logger
 from mg.schedulers.timesteps import sample_timesteps
 
 Batch = dict[str, "np.ndarray | list[str] | str"]
-_TOLD = 20
+_OF_LIST = " of list "
 _NO_EMPTY = (
     "no embedding of the empty prompt, dropped prompts are masked out; for guidance encode a .txt with an empty line "
     "into the same cache, or name its file in empty_text"
@@ -34,32 +35,45 @@ class GenerationSource:
     longer ones, and with `image_ratio` their share of the batches is exact: over any run of batches it is off by less
     than one batch. Within each kind, every item is used equally often (see `Epochs`).
 
+    Several lists are mixed by weight: within the videos, and within the pictures, each list has its share of the
+    samples, exact over any hundred batches, and its own items are used equally often.
+
     Args:
-        items: with captions.
+        items: with captions; a list, or several by name.
         settings: what is drawn how.
         latents: where latents come from; None for the folder of the settings.
         texts: encoder -> where its embeddings come from; None for the folders of the settings.
+        weights: name of a list -> share of the samples, of any sum; needed for several lists.
+        bad_list: file that bad items are listed in, see `Quarantine`; None: only `quarantine` knows them.
 
     Attributes:
         latents: see above.
         texts: see above, in the order of `KINDS`.
-        bad: path -> reason, for everything found unusable so far.
+        quarantine: everything found unusable so far.
+        weights: see above.
         null_prompts: encoder -> whether a dropped prompt is the encoded empty prompt; otherwise it is masked out.
         online: whether a batch runs networks: then build batches in the main thread only.
 
     Raises:
-        UserError: folders that are missing or of other models, or more than `max_bad` of the list unusable.
+        UserError: folders that are missing or of other models.
+        TooManyBadClips: more than `max_bad` of the items are unusable.
         NoGoodClip: nothing is usable.
     """
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[Item] | Mapping[str, Sequence[Item]],
         settings: GenerationSettings,
         latents: LatentSource | None = None,
         texts: Mapping[str, TextSource] | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        bad_list: str | Path | None = None,
     ) -> None:
-        if not items:
+        sets = items if isinstance(items, Mapping) else {"": items}
+        if weights is None and len(sets) > 1:
+            raise ValueError("several lists need weights")
+        if not sets or not all(sets.values()):
             raise NoGoodClip("the list of videos is empty; name at least one")
         if latents is None:
             if settings.tae_latent_folder is None:
@@ -69,9 +83,11 @@ class GenerationSource:
         self.settings, self.latents = settings, latents
         self.texts = {kind: texts[kind] for kind in KINDS if kind in texts}
         self.online = latents.online or any(source.online for source in self.texts.values())
-        self.bad: dict[str, str] = {}
-        self._items = list(items)
-        self._lock = threading.Lock()
+        self.weights = weights
+        self.lists = {name: len(members) for name, members in sets.items()}
+        self._items = [item for members in sets.values() for item in members]
+        self._list_of = [name for name, members in sets.items() for _ in members]
+        self.quarantine = Quarantine(len(self._items), settings.max_bad, bad_list)
         self._shapes, faults = usable(self._items, latents)
         self._keys = self._find_texts(faults)
         self._note(faults)
@@ -94,19 +110,11 @@ class GenerationSource:
 
     def _note(self, faults: Mapping[int, BadClip]) -> None:
         """Log and count what is unusable; refuse a list with too much of it."""
-        for count, (number, error) in enumerate(sorted(faults.items()), start=1):
-            self.bad[error.path] = error.reason
-            if count <= _TOLD:
-                get_logger().warning("left out: row %d, %s", self._items[number].row, error)
-        if not faults:
-            return
-        first = faults[min(faults)]
-        if len(faults) == len(self._items):
-            raise NoGoodClip(f"none of the {len(faults)} rows is usable; the first: {first}")
-        share = f"{len(faults)} of {len(self._items)} rows"
-        if len(faults) > self.settings.max_bad * len(self._items):
-            raise UserError(f"{share} are unusable, more than max_bad={self.settings.max_bad}; the first: {first}")
-        get_logger().warning("%s are left out", share)
+        if faults and len(faults) == len(self._items):
+            raise NoGoodClip(f"none of the {len(faults)} rows is usable; the first: {faults[min(faults)]}")
+        rows = {id(error): self._items[number].row for number, error in faults.items()}
+        errors = (error for _, error in sorted(faults.items()))
+        self.quarantine.add_all(errors, "left out", lambda error: f"row {rows[id(error)]}, {error}")
 
     def _plan(self) -> None:
         """Sort the items into buckets, pictures apart."""
@@ -115,6 +123,7 @@ class GenerationSource:
         videos: dict[str, list[int]] = {}
         self._sizes: dict[str, tuple[int, int, int]] = {}  # (t, h, w) of a bucket's latents
         total = len(self._shapes)
+        numbers = {name: n for n, name in enumerate(self.lists)}
         for number, shape in list(self._shapes.items()):
             bucket = self._bucket(shape)
             if bucket is None:
@@ -122,7 +131,9 @@ class GenerationSource:
                 continue
             name, size = bucket
             self._sizes[name] = size
-            (images if shape.frames == 1 else videos).setdefault(name, []).append(number)
+            # Lists by their numbers: files may be called otherwise when a run is resumed.
+            group = name if self.weights is None else f"{name}{_OF_LIST}{numbers[self._list_of[number]]}"
+            (images if shape.frames == 1 else videos).setdefault(group, []).append(number)
         if not self._shapes:
             raise NoGoodClip(f"frames={settings.frames}: every video is shorter; give a smaller one")
         if short := total - len(self._shapes):
@@ -132,8 +143,23 @@ class GenerationSource:
         elif (ratio > 0 and not images) or (ratio < 1 and not videos):
             what = "videos" if images else "pictures"
             raise NoGoodClip(f"image_ratio={ratio}: there are no {what} in the list; add some, or change the ratio")
-        self._images = Epochs(images, {name: self._count(name) for name in images}, settings.seed, "generation.image")
-        self._videos = Epochs(videos, {name: self._count(name) for name in videos}, settings.seed, "generation.video")
+        self._groups = {**images, **videos}
+        self._images, self._videos = self._epochs(images, "image"), self._epochs(videos, "video")
+
+    def _epochs(self, groups: Mapping[str, Sequence[int]], kind: str) -> Epochs:
+        sizes = {group: self._count(group) for group in groups}
+        weights = None
+        if self.weights is not None:
+            # A list's share is parted among its buckets by their items: each of them is used equally often.
+            whole: dict[str, int] = {}
+            for numbers in groups.values():
+                name = self._list_of[numbers[0]]
+                whole[name] = whole.get(name, 0) + len(numbers)
+            weights = {}
+            for group, numbers in groups.items():
+                name = self._list_of[numbers[0]]
+                weights[group] = self.weights[name] * len(numbers) / whole[name]
+        return Epochs(groups, sizes, self.settings.seed, f"generation.{kind}", weights)
 
     def _bucket(self, shape: Shape) -> tuple[str, tuple[int, int, int]] | None:
         """Return the name and the latent size (t, h, w) that an item is used in, None if it is too short."""
@@ -149,7 +175,7 @@ class GenerationSource:
         return name, (time, height, width)
 
     def _count(self, bucket: str) -> int:
-        """Items per batch of a bucket."""
+        """Items per batch of a bucket, or of a list's part of it."""
         settings, frames = self.settings, int(bucket.partition("x")[0])
         usual = settings.batch_size
         if frames == 1 and settings.image_batch_size is not None:
@@ -176,6 +202,25 @@ class GenerationSource:
         return (self._videos if self._videos.items else self._images).per_epoch
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Videos and pictures of one pass over all of them, or the videos where an image ratio is set."""
+        return self._videos.items or self._images.items
+
+    def drawn(self, batches: int) -> dict[str, int]:
+        """Return how many samples of each list the first so many batches hold."""
+        images = self._images_before(batches)
+        found = dict.fromkeys(self.lists, 0)
+        for epochs, number in ((self._images, images), (self._videos, batches - images)):
+            for group, count in epochs.drawn(number).items():
+                found[self._list_of[self._groups[group][0]]] += count
+        return found
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Path -> reason, for everything found unusable so far."""
+        return self.quarantine.reasons
+
+    @property
     def items(self) -> list[Item]:
         """The items that are used."""
         return [self._items[number] for number in sorted(self._shapes)]
@@ -188,8 +233,12 @@ class GenerationSource:
         ratio = self.settings.image_ratio
         return 0 if ratio is None else floor(index * ratio + self._offset)
 
-    def batch(self, index: int) -> Batch:
-        """Build batch `index` >= 0.
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> Batch:
+        """Build batch `index` >= 0, or some of its rows.
+
+        Args:
+            index: its number.
+            rows: which rows of it; None: all. Each row is the same whatever else is asked for.
 
         Returns:
             "latent": float32 (b, c, t, h, w), drawn and scaled; "noise": standard normal of the same shape;
@@ -203,42 +252,51 @@ class GenerationSource:
         settings = self.settings
         before = self._images_before(index)
         if self.is_image(index):
-            bucket, numbers = self._images.batch(before)
+            group, numbers = self._images.batch(before)
         else:
-            bucket, numbers = self._videos.batch(index - before)
-        numbers, mean, std, texts = self._gather(index, bucket, numbers)
+            group, numbers = self._videos.batch(index - before)
+        bucket = group.partition(_OF_LIST)[0]
+        size = len(numbers)
+        rows = range(size) if rows is None else rows
+        chosen, mean, std, texts = self._gather(index, group, {row: numbers[row] for row in rows})
         draw = rng.stream(settings.seed, "generation.draw", index)
-        latent = self._scaled(mean, std, draw)
+        whole = (size, *mean.shape[1:])  # all rows are drawn, so that each is the same with and without the others
+        latent = self._scaled(mean, std, draw, whole, rows)
         how = (settings.timesteps, settings.timestep_integer, settings.timestep_mean, settings.timestep_std)
         return {
             "latent": latent,
-            "noise": draw.standard_normal(latent.shape, np.float32),
-            "timestep": sample_timesteps(draw, len(numbers), *how),
-            **self._texts_of(index, texts),
-            "names": [self._items[number].name for number in numbers],
+            "noise": draw.standard_normal(whole, np.float32)[rows],
+            "timestep": sample_timesteps(draw, size, *how)[rows],
+            **self._texts_of(index, texts, size, rows),
+            "names": [self._items[number].name for number in chosen],
             "bucket": bucket,
         }
 
-    def _scaled(self, mean: np.ndarray, std: np.ndarray, draw: np.random.Generator) -> Float[np.ndarray, "b c t h w"]:
+    def _scaled(
+        self, mean: np.ndarray, std: np.ndarray, draw: np.random.Generator, whole: tuple[int, ...], rows: Sequence[int]
+    ) -> Float[np.ndarray, "b c t h w"]:
         record = self.latents.record
         z = mean
         if self.settings.sample_latents:
-            z = mean + std * draw.standard_normal(mean.shape, np.float32)
+            z = mean + std * draw.standard_normal(whole, np.float32)[rows]
         return (z - np.float32(record.shift_factor)) * np.float32(record.scaling_factor)
 
     def _gather(
-        self, index: int, bucket: str, numbers: Sequence[int]
+        self, index: int, group: str, numbers: Mapping[int, int]
     ) -> tuple[list[int], np.ndarray, np.ndarray, list[list[np.ndarray]]]:
-        """Read the items of a batch; for one that has become unreadable, another of its bucket."""
+        """Read the items of a batch; for one that has become unreadable, another of its bucket and list."""
+        bucket = group.partition(_OF_LIST)[0]
         found, parts, texts = [], [], []
-        for row, number in enumerate(numbers):
-            for candidate in self._candidates(index, row, bucket, number):
+        for row, number in numbers.items():
+            for candidate in self._candidates(index, row, group, number):
+                if self._items[candidate].name in self.quarantine.names:
+                    continue
                 try:
                     part = self._read(index, row, candidate, self._sizes[bucket])
                     pairs = zip(self.texts.values(), self._keys[candidate], strict=True)
                     text = [None if source.online else source.get([key])[0] for source, key in pairs]
                 except BadClip as error:
-                    self._report(error)
+                    self.quarantine.add(error, self._items[candidate].name)
                     continue
                 found.append(candidate)
                 parts.append(part)
@@ -258,15 +316,11 @@ class GenerationSource:
                 for row, embedding in zip(texts, embeddings, strict=True):
                     row[place] = embedding
 
-    def _candidates(self, index: int, row: int, bucket: str, first: int) -> Iterator[int]:
+    def _candidates(self, index: int, row: int, group: str, first: int) -> Iterator[int]:
         yield first
-        same = [number for number, shape in self._shapes.items() if self._named(shape) == bucket and number != first]
+        same = [number for number in self._groups[group] if number != first]
         for place in rng.stream(self.settings.seed, "generation.replace", index, row).permutation(len(same)):
             yield same[place]
-
-    def _named(self, shape: Shape) -> str | None:
-        bucket = self._bucket(shape)
-        return None if bucket is None else bucket[0]
 
     def _read(
         self, index: int, row: int, number: int, size: tuple[int, int, int]
@@ -282,18 +336,14 @@ class GenerationSource:
             raise BadClip(item.path, f"its latents have become {mean.shape[1:]} instead of {size}")
         return mean, std
 
-    def _report(self, error: BadClip) -> None:
-        with self._lock:
-            known = error.path in self.bad
-            self.bad[error.path] = error.reason
-        if not known:
-            get_logger().warning("replaced by another: %s", error)
-
-    def _texts_of(self, index: int, texts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
+    def _texts_of(
+        self, index: int, texts: list[list[np.ndarray]], size: int, rows: Sequence[int]
+    ) -> dict[str, np.ndarray]:
         """Return the embeddings of every encoder, padded, and the mask; prompts are dropped for guidance here."""
         settings, count = self.settings, len(texts)
         dropout = settings.dropout
-        dropped = drop_mask(dropout.seed, index, count, encoders=len(KINDS), p_all=dropout.all, p_each=dropout.each)
+        dropped = drop_mask(dropout.seed, index, size, encoders=len(KINDS), p_all=dropout.all, p_each=dropout.each)
+        dropped = dropped[rows]
         batch, masks = {}, []
         for place, (kind, source) in enumerate(self.texts.items()):
             length = getattr(settings.text_lengths, kind)

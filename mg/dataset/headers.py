@@ -52,9 +52,11 @@ class Limits:
 
     def check(self, path: str | Path) -> None:
         """Raise BadClip if a file says that it is larger, or cannot be opened."""
-        if self.max_pixels is None and self.max_seconds is None:
-            return
-        header = peek(path)
+        if self.max_pixels is not None or self.max_seconds is not None:
+            self.check_header(path, peek(path))
+
+    def check_header(self, path: str | Path, header: Header) -> None:
+        """Raise BadClip if a file whose header is known is larger."""
         pixels = header.height * header.width
         if self.max_pixels is not None and pixels > self.max_pixels:
             raise BadClip(path, f"has frames of {header.height}x{header.width} pixels, above max_pixels")

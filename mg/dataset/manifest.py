@@ -107,6 +107,32 @@ def scan_folder(folder: str | Path) -> list[Item]:
     return [Item(path=folder / name, name=name, caption=None, row=row) for row, name in enumerate(names, start=1)]
 
 
+def read_lists(paths: Iterable[str], video_folder: str | Path | None = None) -> dict[str, list[Item]]:
+    """Read several lists of clips that are used together.
+
+    Args:
+        paths: CSVs, or folders, of which every video and picture is taken.
+        video_folder: the folder that the CSVs' paths start from; None: each CSV's own.
+
+    Returns:
+        The items by path.
+
+    Raises:
+        UserError: as `read_manifest` and `scan_folder`; or two lists call different files by the same name, which
+            latents, embeddings and chunks are found by.
+    """
+    lists = {}
+    known: dict[str, tuple[Path, str]] = {}
+    for path in paths:
+        whole = Path(path).is_dir()
+        lists[path] = scan_folder(path) if whole else read_manifest(path, video_folder or Path(path).parent)
+        for item in lists[path]:
+            where, other = known.setdefault(item.name, (item.path, path))
+            if where != item.path:
+                raise UserError(f"{item.name} is {where} in {other} and {item.path} in {path}; rename one of them")
+    return lists
+
+
 def existing(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
     """Split items into those whose file exists and those whose file is missing, both in order."""
     good: list[Item] = []

@@ -4,11 +4,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import floor
+from typing import Protocol
 
 import numpy as np
 
 from mg import rng
-from mg.errors import UserError
+from mg.log import get_logger
 
 WINDOW = 100
 """Draws over which weights are made good: in so many, each group comes as often as its weight says, rounded."""
@@ -21,12 +22,14 @@ class Mix:
         shares: draws of each group per window, above 0 for at least one group.
         seed: of the order within the windows.
         name: of the order's random stream.
+        even: spread the draws of each group evenly over a window, each at random within its stretch of it; otherwise
+            they are shuffled.
     """
 
-    def __init__(self, shares: Sequence[Fraction], seed: int, name: str) -> None:
+    def __init__(self, shares: Sequence[Fraction], seed: int, name: str, even: bool = False) -> None:
         # Exact: rounding errors would shift a draw after some hundred thousand windows.
         self._shares = list(shares)
-        self._seed, self._name = seed, name
+        self._seed, self._name, self._even = seed, name, even
         if not any(self._shares):
             raise ValueError("there is no group to draw from")
 
@@ -69,13 +72,18 @@ class Mix:
     def _mixed(self, window: int, before: Sequence[int]) -> np.ndarray:
         """List the groups of a window's draws in their order."""
         counts = tuple(after - count for after, count in zip(self._before(window + 1), before, strict=True))
-        return _shuffled(self._seed, self._name, window, counts)
+        return _mixed(self._seed, self._name, window, counts, self._even)
 
 
 @functools.lru_cache(maxsize=16)
-def _shuffled(seed: int, name: str, window: int, counts: tuple[int, ...]) -> np.ndarray:
-    mixed = np.repeat(np.arange(len(counts)), counts)
-    return mixed[rng.stream(seed, name, window).permutation(len(mixed))]
+def _mixed(seed: int, name: str, window: int, counts: tuple[int, ...], even: bool) -> np.ndarray:
+    groups = np.repeat(np.arange(len(counts)), counts)
+    draw = rng.stream(seed, name, window)
+    if not even:
+        return groups[draw.permutation(len(groups))]
+    stretch = np.concatenate([np.arange(count) for count in counts])  # 0, 1, ... within each group
+    places = (stretch + draw.random(len(groups))) / np.repeat(counts, counts)  # in [0, 1)
+    return groups[np.argsort(places, kind="stable")]
 
 
 def weighted(weights: Mapping[str, float], amounts: Mapping[str, Fraction | int] | None = None) -> list[Fraction]:
@@ -93,12 +101,30 @@ def weighted(weights: Mapping[str, float], amounts: Mapping[str, Fraction | int]
     return [share * WINDOW / sum(raw) for share in raw]
 
 
-def check_weights(option: str, weights: Mapping[str, float] | None) -> None:
-    """Raise UserError, naming the option, unless there are no weights or all are usable."""
-    if weights is None:
+class Mixed(Protocol):
+    """A source of batches from several lists.
+
+    Attributes:
+        lists: name -> number of items, in order.
+        weights: name -> share of the samples, of any sum; None for one list alone.
+    """
+
+    lists: Mapping[str, int]
+    weights: Mapping[str, float] | None
+
+    def drawn(self, batches: int) -> Mapping[str, int]:
+        """Return how many samples of each list the first so many batches hold."""
+
+
+def log_lists(source: Mixed, batches: int) -> None:
+    """Write a line per list, if there are several: size, weight, and its samples among the first so many batches."""
+    if source.weights is None:
         return
-    if not weights:
-        raise UserError(f"{option}: it is empty; name at least one list and its weight, such as {{videos.csv: 1}}")
-    for name, weight in weights.items():
-        if not 1e-6 <= weight <= 1e6:
-            raise UserError(f"{option}: {name}: {weight} must be a number from 1e-6 to 1e6")
+    drawn, whole = source.drawn(batches), sum(source.weights.values())
+    total = sum(drawn.values())
+    for name, count in source.lists.items():
+        share = f"{100 * drawn[name] / total:.2f} %" if total else "none"
+        get_logger().info(
+            "list %s: %d files, weight %.2f %%, %d of %d samples so far (%s)",
+            name, count, 100 * source.weights[name] / whole, drawn[name], total, share,
+        )  # fmt: skip

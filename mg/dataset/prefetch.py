@@ -1,7 +1,7 @@
 """Batches built ahead of the training step by threads."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -28,9 +28,17 @@ class Prefetcher:
         start: the first index.
         depth: how many batches are built or kept ahead, at least 1.
         workers: threads; 0 builds each batch when it is asked for, in the thread that asks.
+        on_close: called once at the end, with the number of the first batch that was not handed out.
     """
 
-    def __init__(self, source: Source, start: int = 0, depth: int = 4, workers: int = 1) -> None:
+    def __init__(
+        self,
+        source: Source,
+        start: int = 0,
+        depth: int = 4,
+        workers: int = 1,
+        on_close: Callable[[int], None] = lambda position: None,
+    ) -> None:
         """Start building at once, unless there are no workers."""
         if depth < 1 or workers < 0:
             raise UserError(f"depth and workers: {depth} and {workers} must be at least 1 and 0")
@@ -38,6 +46,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch") if workers else None
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
         self._next = start
+        self._on_close = on_close
         self._closed = False
         for _ in range(depth if workers else 0):
             self._submit()
@@ -54,7 +63,7 @@ class Prefetcher:
         """Return the next batch, waiting for it if need be."""
         if self._closed:
             raise RuntimeError("the prefetcher is closed")
-        index = self._ahead[0][0] if self._pool else self._next
+        index = self._position
         try:
             return self._built() if self._pool else self._build()
         except BaseException as error:
@@ -62,10 +71,16 @@ class Prefetcher:
             self.close()
             raise
 
+    @property
+    def _position(self) -> int:
+        """Number of the batch that is due."""
+        return self._ahead[0][0] if self._ahead else self._next
+
     def _built(self) -> Batch:
-        _, future = self._ahead.popleft()
+        batch = self._ahead[0][1].result()
+        self._ahead.popleft()
         self._submit()
-        return future.result()
+        return batch
 
     def _build(self) -> Batch:
         batch = self._source.batch(self._next)
@@ -74,6 +89,8 @@ class Prefetcher:
 
     def close(self) -> None:
         """Drop the batches ahead and stop the threads; harmless when done twice."""
+        if not self._closed:
+            self._on_close(self._position)
         self._closed = True
         self._ahead.clear()
         if self._pool:

@@ -2,14 +2,14 @@
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mg.errors import BadClip, TooManyBadClips, UserError
 from mg.log import get_logger
 
 FILE_NAME = "bad_videos.jsonl"
-"""Name of the list in a run's folder: one line {"path", "reason"} per bad file."""
+"""Name of the list in a run's folder: one line {"path", "reason"} per bad file, "name" where an item has another."""
 
 _TOLD = 20
 
@@ -27,6 +27,7 @@ class Quarantine:
 
     Attributes:
         reasons: path -> what is wrong with the file.
+        names: of the items that were given with a bad file.
 
     Raises:
         UserError: the list cannot be read or is no such list.
@@ -34,6 +35,7 @@ class Quarantine:
 
     def __init__(self, total: int, max_bad: float, path: str | Path | None = None) -> None:
         self.reasons: dict[str, str] = {}
+        self.names: set[str] = set()
         self._total, self._share = total, max_bad
         self._allowed = max(1, int(max_bad * total)) if max_bad else 0
         self._path = None if path is None else Path(path)
@@ -53,6 +55,8 @@ class Quarantine:
             try:
                 entry = json.loads(line)
                 self.reasons[entry["path"]] = entry["reason"]
+                if "name" in entry:
+                    self.names.add(entry["name"])
             except (ValueError, KeyError, TypeError):
                 if line:
                     get_logger().warning("%s: passed over a damaged line", self._path)
@@ -66,32 +70,41 @@ class Quarantine:
         if reason is not None:
             raise BadClip(path, reason)
 
-    def add(self, error: BadClip) -> None:
+    def add(self, error: BadClip, name: str | None = None) -> None:
         """Note a bad file; known ones are passed over.
+
+        Args:
+            error: what is wrong with which file.
+            name: of the item that needs it, where that is known by another name than the file.
 
         Raises:
             TooManyBadClips: it is one too many.
         """
-        if self._note(error):
+        if self._note(error, name):
             get_logger().warning("skipping a bad clip: %s", error)
         self._judge()
 
-    def add_all(self, errors: Iterable[BadClip], what: str) -> None:
+    def add_all(
+        self, errors: Iterable[BadClip], what: str, describe: Callable[[BadClip], object] = lambda error: error
+    ) -> None:
         """Note files found bad at the start, with a line for the first of them and one for all; raises as `add`."""
         new = [error for error in errors if self._note(error)]
         for error in new[:_TOLD]:
-            get_logger().warning("skipping a bad clip: %s", error)
+            get_logger().warning("skipping a bad clip: %s", describe(error))
         if new:
             get_logger().warning("%d of %d files are %s", len(new), self._total, what)
         self._judge()
 
-    def _note(self, error: BadClip) -> bool:
+    def _note(self, error: BadClip, name: str | None = None) -> bool:
         with self._lock:
+            if name is not None:
+                self.names.add(name)
             if error.path in self.reasons:
                 return False
             self.reasons[error.path] = error.reason
             if self._path is not None:
-                self._append({"path": error.path, "reason": error.reason})
+                named = {} if name is None else {"name": name}
+                self._append({"path": error.path, **named, "reason": error.reason})
         return True
 
     def _append(self, entry: dict[str, str]) -> None:

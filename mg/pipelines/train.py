@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mg import device
 from mg.config import cli
 from mg.config.train import TrainConfig, TransformerConfig
+from mg.dataset.mixing import log_lists
 from mg.dataset.prefetch import Prefetcher
 from mg.dataset.text_sources import knows_rates
 from mg.errors import UserError
@@ -165,9 +167,9 @@ def _batches(config: TrainConfig, sizes: LlamaConfig, data: TrainData) -> Callab
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
         write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
-        if data.source.online:  # networks run in the main thread only
-            return Prefetcher(source, start, workers=0)
-        return Prefetcher(source, start, config.prefetch, config.workers)
+        log_lists(data.source, start)
+        workers = 0 if data.source.online else config.workers  # networks run in the main thread only
+        return Prefetcher(source, start, config.prefetch, workers, partial(log_lists, data.source))
 
     return batches
 

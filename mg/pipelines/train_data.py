@@ -16,9 +16,10 @@ from mg.dataset.buckets import parse_size
 from mg.dataset.cuts import Cut
 from mg.dataset.generation import GenerationSource
 from mg.dataset.latent_sources import LatentFolder, LatentSource, OnlineLatents
-from mg.dataset.manifest import Item, read_manifest
+from mg.dataset.manifest import Item, read_lists, read_manifest
+from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.dataset.text_sources import OnlineTexts, TextSource, knows_rates, open_texts
-from mg.errors import UserError
+from mg.errors import NoGoodClip, TooManyBadClips, UserError
 from mg.models.llama import LlamaConfig
 from mg.models.tae import TemporalAutoencoder
 from mg.models.text_encoders.encoder import TextEncoder
@@ -63,9 +64,7 @@ def open_data(config: TrainConfig) -> TrainData:
     Raises:
         UserError: files or folders missing, damaged, or of models that do not belong together.
     """
-    if config.csv_path is None:
-        raise UserError("--csv_path is missing; name a CSV with the columns video,caption")
-    items = _items(config.csv_path, config.video_folder)
+    lists = _lists(config)
     held = []
     if config.valid.csv_path is not None:
         try:
@@ -79,7 +78,11 @@ def open_data(config: TrainConfig) -> TrainData:
         if not texts:
             raise UserError("text: no encoder is named; give the folder of at least one encoder's embeddings")
         knows_rates(texts, config.data.fps)  # told now, not when the network is trained
-        source = GenerationSource(items, config.data, _latents(config, config.data, tae), texts)
+        latents = _latents(config, config.data, tae)
+        bad_list = Path(config.output_path) / BAD_VIDEOS
+        source = GenerationSource(lists, config.data, latents, texts, weights=config.mix, bad_list=bad_list)
+    except (NoGoodClip, TooManyBadClips):  # with an exit code of their own
+        raise
     except UserError as error:
         raise UserError(f"data.{error}") from error
     valid = _validation(config, held, source, tae) if held else None
@@ -87,6 +90,21 @@ def open_data(config: TrainConfig) -> TrainData:
     if tae is not None:
         _check_tae(data.made_by, record_of(tae).tae, config)
     return data
+
+
+def _lists(config: TrainConfig) -> dict[str, list[Item]]:
+    """Return the lists to train on by name; one alone has none."""
+    if config.mix is None:
+        if config.csv_path is None:
+            raise UserError("--csv_path is missing; name a CSV with the columns video,caption")
+        return {"": _items(config.csv_path, config.video_folder)}
+    for path in config.mix:
+        if Path(path).is_dir():
+            raise UserError(f"mix: {path} is a folder; name a CSV with the columns video,caption")
+    try:
+        return read_lists(config.mix, config.video_folder)
+    except UserError as error:
+        raise UserError(f"mix: {error}") from error
 
 
 def _items(csv_path: str, video_folder: str | None) -> list[Item]:
@@ -199,7 +217,9 @@ def fingerprint_of(data: TrainData) -> dict[str, Any]:
     digest = hashlib.sha256()
     for item in data.source.items:
         digest.update(f"{item.name}\0{item.caption}\0".encode("utf-8", "surrogateescape"))
-    return {**settings, "items": digest.hexdigest()[:16], "made_by": data.made_by}
+    source = data.source
+    mix = [] if source.weights is None else [[source.weights[name], count] for name, count in source.lists.items()]
+    return {**settings, "items": digest.hexdigest()[:16], "mix": mix, "made_by": data.made_by}
 
 
 class KeptTokens:

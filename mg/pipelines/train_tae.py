@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from mg import device
 from mg.config import cli
 from mg.config.tae_train import TaeTrainConfig
 from mg.dataset.clips import ClipSource
-from mg.dataset.manifest import Item, read_manifest, scan_folder
+from mg.dataset.manifest import Item, read_lists, read_manifest, scan_folder
+from mg.dataset.mixing import log_lists
 from mg.dataset.prefetch import Prefetcher
 from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.errors import UserError
@@ -44,12 +46,18 @@ class NoisyClips:
         return batch
 
 
-def _items(csv_path: str | None, video_folder: str | None) -> list[Item]:
-    if csv_path is not None:
-        return read_manifest(csv_path, video_folder or Path(csv_path).parent)
-    if video_folder is None:
+def _lists(config: TaeTrainConfig) -> dict[str, list[Item]]:
+    """Return the lists of clips by name; one alone has none."""
+    if config.mix is not None:
+        try:
+            return read_lists(config.mix, config.video_folder)
+        except UserError as error:
+            raise UserError(f"mix: {error}") from error
+    if config.csv_path is not None:
+        return {"": read_manifest(config.csv_path, config.video_folder or Path(config.csv_path).parent)}
+    if config.video_folder is None:
         raise UserError("--csv_path and --video_folder are both missing; name a CSV of clips or a folder")
-    return scan_folder(video_folder)
+    return {"": scan_folder(config.video_folder)}
 
 
 def _network(config: TaeTrainConfig) -> TemporalAutoencoder:
@@ -78,15 +86,17 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     device.setup(config.device, config.mode)
     network = _network(config)
     loss = TaeLoss(network, **asdict(config.loss))
-    items = _items(config.csv_path, config.video_folder)
-    source = ClipSource(items, config.data, bad_list=Path(config.output_path) / BAD_VIDEOS)
+    source = ClipSource(
+        _lists(config), config.data, weights=config.mix, bad_list=Path(config.output_path) / BAD_VIDEOS
+    )
     config = replace(config, train=with_budget(config.train, config.data.batch_size, source.batches_per_epoch))
     clips = NoisyClips(source, network, config.train.seed)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
         write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
-        return Prefetcher(clips, start, config.prefetch, config.workers)
+        log_lists(source, start)
+        return Prefetcher(clips, start, config.prefetch, config.workers, partial(log_lists, source))
 
     validate = None
     valid = config.valid

@@ -128,9 +128,9 @@ class Trainer:
                 self._run(log, stop, watchdog, batches)
                 log.end(stop.reason or "done", self.step, self._pace.summary(), self.compilations)
         finally:
-            log.close()
-            if hasattr(batches, "close"):
+            if hasattr(batches, "close"):  # first: what the data have to say belongs into the log
                 batches.close()
+            log.close()
         stop.obeyed()
         early = self.step < self.config.steps
         return {**self._metrics, "step": self.step, "stopped": early, "restart": early and stop.wants_restart}

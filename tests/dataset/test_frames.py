@@ -9,7 +9,7 @@ from PIL import Image
 
 from mg.dataset import frames as room
 from mg.dataset.frames import VideoFiles
-from mg.dataset.headers import Limits, peek
+from mg.dataset.headers import Header, Limits, peek
 from mg.dataset.manifest import Item
 from mg.dataset.video import probe, read_video, read_whole, write_video
 from mg.errors import BadClip
@@ -49,9 +49,10 @@ def test_frames_are_those_of_the_file_with_and_without_memory(clips, memory, sho
         if not clip.is_image:
             info = probe(clip.path)
             assert reader.times(clip) == info.times and reader.fps(clip) == float(info.fps)
-            assert reader.planned(clip) == (info.num_frames, pytest.approx(info.duration, abs=0.05))
+            assert reader.header(clip).num_frames == info.num_frames
+            assert reader.header(clip).seconds == pytest.approx(info.duration, abs=0.05)
     assert reader._cache.used <= memory
-    assert reader.fps(clips[3]) == 0.0 and reader.planned(clips[3]) == (1, 0.0)
+    assert reader.fps(clips[3]) == 0.0 and reader.header(clips[3]) == Header(1, 40, 50, 0.0)
 
 
 def test_a_file_is_decoded_once_while_there_is_room(clips):

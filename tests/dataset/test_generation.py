@@ -1,5 +1,6 @@
 """Batches of the transformer's training: what is drawn, from where, and how often."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from mg.config.generation import EmptyTexts, GenerationSettings, TextFolders, TextLengths
 from mg.config.prompt_dropout import PromptDropout
 from mg.dataset import latent_sources
+from mg.dataset.clips import rank_rows
 from mg.dataset.cuts import Cut
 from mg.dataset.generation import GenerationSource
 from mg.dataset.latent_sources import LatentFolder, OnlineLatents
@@ -22,7 +24,7 @@ from mg.dataset.text_npz import write_text_npz
 from mg.dataset.text_sources import CachedTexts, NpzTexts, OnlineTexts, open_texts
 from mg.dataset.transforms import to_tensor
 from mg.dataset.video import write_video
-from mg.errors import NoGoodClip, UserError
+from mg.errors import NoGoodClip, TooManyBadClips, UserError
 from mg.models.text_encoders.features import TextFeatures
 from mg.schedulers.timesteps import sample_timesteps
 
@@ -230,6 +232,25 @@ def test_texts_are_cut_padded_and_masked(folder, texts, in_memory):
             np.testing.assert_array_equal(batch["mask"][row], [*ul2_mask, *byt5_mask])
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_rows_of_all_ranks_are_the_global_batch(folder, texts, ranks):
+    options = {"text": texts[0], "empty_text": texts[1], "text_lengths": LENGTHS, "image_ratio": 0.3}
+    option = settings(folder, **options | {"dropout": PromptDropout(all=0.4)})
+    whole, part = GenerationSource(CAPTIONED, option), GenerationSource(CAPTIONED, option)
+    for index in range(8):
+        want = whole.batch(index)
+        for rank in range(ranks):
+            got = part.batch(index, rank_rows(3, rank, ranks))
+            cut = {name: value if name == "bucket" else value[rank::ranks] for name, value in want.items()}
+            assert equal(got, cut)
+
+
+def test_single_videos_as_for_validation_come_once_each(folder):
+    source = GenerationSource(ITEMS, settings(folder, batch_size=1, image_ratio=None))
+    names = [name for index in range(len(NAMES)) for name in source.batch(index)["names"]]
+    assert sorted(names) == sorted(NAMES) and source.samples_per_epoch == len(NAMES)
+
+
 def test_padding_is_seen_only_when_asked_for(folder, texts):
     options = {"text": TextFolders(ul2=texts[0].ul2), "text_lengths": TextLengths(ul2=7), "attend_padding": True}
     batch = GenerationSource(CAPTIONED, settings(folder, **options)).batch(0)
@@ -308,28 +329,76 @@ def test_bad_latents_are_named_and_left_out(folder, caplog):
     assert list(source.bad) == [str(folder / "wide3.npz")] and "wide3.npz: damaged" in caplog.text
     assert "wide3.mp4" not in {name for index in range(40) for name in source.batch(index)["names"]}
     (folder / "wide4.npz").unlink()
-    with pytest.raises(UserError, match=r"2 of 16 rows are unusable, more than max_bad=0\.1.*wide3\.npz"):
+    with pytest.raises(TooManyBadClips, match=r"2 of 16 files are bad, more than max_bad=0\.1.*wide3\.npz") as error:
         GenerationSource(ITEMS, settings(folder))
+    assert error.value.exit_code == 5 and "row 4, " in caplog.text
     assert len(GenerationSource(ITEMS, settings(folder, max_bad=0.2)).bad) == 2
     with pytest.raises(NoGoodClip, match="none of the 1 rows is usable.*encode it by"):
         GenerationSource([ITEMS[4]], settings(folder))
 
 
-def test_a_file_that_goes_bad_during_the_run_is_replaced(folder, caplog):
-    source = GenerationSource(ITEMS, settings(folder, in_memory=False))
+def test_a_file_that_goes_bad_during_the_run_is_replaced(folder, caplog, tmp_path):
+    listed = tmp_path / "run" / "bad_videos.jsonl"
+    option = settings(folder, in_memory=False, max_bad=0.3)
+    source = GenerationSource(ITEMS, option, bad_list=listed)
     for i in range(3):
+        (folder / f"tall{i}.npz").rename(folder / f"tall{i}.away")
         (folder / f"tall{i}.npz").write_text("gone")
-    names = Counter()
-    for index in range(30):
-        batch = source.batch(index)
-        if batch["bucket"] == "16x32x16":
-            names.update(batch["names"])
+    ran = [source.batch(index) for index in range(30)]
+    names = Counter(name for batch in ran if batch["bucket"] == "16x32x16" for name in batch["names"])
     assert set(names) == {"tall3.mp4"} and len(source.bad) == 3
-    assert sum("replaced by another" in record.getMessage() for record in caplog.records) == 3
-    (folder / "tall3.npz").unlink()
+    assert sum("skipping a bad clip" in record.getMessage() for record in caplog.records) == 3
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert {entry["name"] for entry in entries} == {f"tall{i}.mp4" for i in range(3)}
+    for i in range(3):  # they are there again: a resumed run goes on as it began, a new one takes them
+        (folder / f"tall{i}.away").rename(folder / f"tall{i}.npz")
+    resumed = GenerationSource(ITEMS, option, bad_list=listed)
+    assert all(equal(resumed.batch(index), ran[index]) for index in range(11, 30))
+    fresh = GenerationSource(ITEMS, option)
+    assert "tall0.mp4" in {name for index in range(30) for name in fresh.batch(index)["names"]}
+    for i in range(4):
+        (folder / f"tall{i}.npz").unlink()
     with pytest.raises(NoGoodClip, match="nothing of the size 16x32x16 is readable"):
         for index in range(30):
             source.batch(index)
+
+
+def test_too_many_that_go_bad_during_the_run_end_it(folder):
+    source = GenerationSource(ITEMS, settings(folder, in_memory=False, max_bad=0.2))
+    for i in range(4):
+        (folder / f"wide{i}.npz").write_text("gone")
+    with pytest.raises(TooManyBadClips, match=r"4 of 16 files are bad, more than max_bad=0\.2"):
+        for index in range(30):
+            source.batch(index)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.25])
+def test_lists_are_mixed_by_weight_within_videos_and_pictures(folder, ratio):
+    lists = {"a.csv": ITEMS[:3] + ITEMS[11:12], "b.csv": ITEMS[3:11] + ITEMS[12:]}
+    weights = {"a.csv": 3, "b.csv": 1}
+    option = settings(folder, image_ratio=ratio, image_batch_size=2)
+    source = GenerationSource(lists, option, weights=weights)
+    of = {one.name: name for name, members in lists.items() for one in members}
+    counts, drawn = Counter(), {}
+    for index in range(1200):
+        before = source._images_before(index)
+        which = (source._images, before) if source.is_image(index) else (source._videos, index - before)
+        _, numbers = which[0].batch(which[1])
+        names = [source._items[number].name for number in numbers]
+        assert len({of[name] for name in names}) == 1  # a batch is of one list
+        counts.update(of[name] for name in names)
+        for name in names:
+            drawn.setdefault((of[name], name.endswith("png")), Counter())[name] += 1
+    total = counts.total()
+    assert counts["a.csv"] / total == pytest.approx(0.75, rel=0.01) and source.drawn(1200) == counts
+    for (name, _), each in drawn.items():  # equally often within a list, whatever the bucket
+        assert max(each.values()) - min(each.values()) <= 0.06 * max(each.values()) + 2, name
+    renamed = {"x.csv": lists["a.csv"], "y.csv": lists["b.csv"]}
+    again = GenerationSource(renamed, option, weights={"x.csv": 3, "y.csv": 1})
+    assert equal(again.batch(700), source.batch(700))  # what the lists are called does not matter
+    assert source.batch(5)["bucket"] in ("16x16x32", "16x32x16", "1x16x32", "1x16x16")
+    with pytest.raises(NoGoodClip, match="empty"):
+        GenerationSource({"a.csv": ITEMS, "b.csv": []}, option, weights=weights)
 
 
 def test_folders_of_other_models_are_refused(tmp_path, folder, texts):

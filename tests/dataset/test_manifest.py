@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mg.dataset.manifest import existing, read_manifest, scan_folder
+from mg.dataset.manifest import existing, read_lists, read_manifest, scan_folder
 from mg.errors import UserError
 
 CLIPS = Path(__file__).parents[2] / "assets" / "clips"
@@ -96,3 +96,25 @@ def test_bundled_lists_are_complete_and_disjoint():
     assert sorted(lists["videos"]) == sorted(path.name for path in CLIPS.glob("*.mp4"))
     licences = (CLIPS / "LICENSES.md").read_text()
     assert [name for name in lists["videos"] if f"| {name} |" not in licences] == []
+
+
+def test_a_folder_without_a_list_is_the_list_of_its_files(tmp_path):
+    for name in ("b.mp4", "sub/a.mkv", "a.png", "C.mov", "notes.txt"):
+        (tmp_path / "v" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "v" / name).touch()
+    (tmp_path / "list.csv").write_text("video\nC.mov\na.png\nb.mp4\nsub/a.mkv\n")
+    listed, scanned = read_manifest(tmp_path / "list.csv", tmp_path / "v"), scan_folder(tmp_path / "v")
+    assert scanned == listed
+    lists = read_lists([str(tmp_path / "list.csv"), str(tmp_path / "v")], tmp_path / "v")
+    assert list(lists.values()) == [listed, scanned]
+
+
+def test_lists_that_call_different_files_alike_are_refused(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.mp4").touch()
+        (tmp_path / folder / "list.csv").write_text("video\na.mp4\n")
+    paths = [str(tmp_path / folder / "list.csv") for folder in ("x", "y")]
+    with pytest.raises(UserError, match=r"^a\.mp4 is .*x/a\.mp4 in .*x/list\.csv and .*y/a\.mp4 in .*rename one"):
+        read_lists(paths)
+    assert len(read_lists(paths, tmp_path / "x")) == 2

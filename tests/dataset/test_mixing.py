@@ -1,5 +1,6 @@
 """Which group a draw comes from: the weights' counts in every window, whatever the position."""
 
+import logging
 from collections import Counter
 from fractions import Fraction
 
@@ -7,15 +8,14 @@ import numpy as np
 import pytest
 
 from mg.dataset.epochs import Epochs
-from mg.dataset.mixing import WINDOW, Mix, check_weights, weighted
-from mg.errors import UserError
+from mg.dataset.mixing import WINDOW, Mix, log_lists, weighted
 
 
 @pytest.mark.parametrize("weights", [(3, 1), (0.5, 0.3, 0.2), (1, 1, 1), (1000, 1), (0.333, 2 / 3)])
-@pytest.mark.parametrize("seed", [0, 7])
-def test_counts_are_exact_per_window_and_within_a_percent_over_ten_thousand(weights, seed):
+@pytest.mark.parametrize("seed, even", [(0, True), (7, True), (0, False)])
+def test_counts_are_exact_per_window_and_within_a_percent_over_ten_thousand(weights, seed, even):
     named = {str(n): weight for n, weight in enumerate(weights)}
-    mix = Mix(weighted(named), seed, "t")
+    mix = Mix(weighted(named), seed, "t", even=even)
     drawn = [mix.pick(number) for number in range(10_000)]
     groups = np.array([group for group, _ in drawn])
     share = np.array(weights) / sum(weights)
@@ -26,8 +26,11 @@ def test_counts_are_exact_per_window_and_within_a_percent_over_ten_thousand(weig
     assert np.all(np.abs(counted - 10_000 * share) <= np.maximum(1, 0.01 * 10_000 * share))
     for end in range(WINDOW, 10_001, WINDOW):  # off by rounding only, at the end of every window
         assert np.abs(np.bincount(groups[:end], minlength=len(weights)) - end * share).max() <= len(weights)
+    if even:  # and hardly more in between
+        realised = np.cumsum(groups[:, None] == np.arange(len(weights)), 0)
+        assert np.abs(realised - np.arange(1, 10_001)[:, None] * share).max() <= len(weights) + 1
     assert mix.counts(777) == np.bincount(groups[:777], minlength=len(weights)).tolist()
-    assert Mix(weighted(named), seed, "t").pick(9_999) == drawn[-1]  # nothing to remember
+    assert Mix(weighted(named), seed, "t", even).pick(9_999) == drawn[-1]  # nothing to remember
     if min(share) > 0.1:
         windows = {tuple(groups[start : start + WINDOW]) for start in range(0, 9_000, WINDOW)}
         assert len(windows) > 50
@@ -57,9 +60,26 @@ def test_epochs_by_weight_give_items_by_weight_and_still_take_each_once_per_pass
         assert len({tuple(one) for one in passes}) > 5
 
 
-@pytest.mark.parametrize("weights", [{}, {"a": 0}, {"a": 1, "b": -1}, {"a": float("nan")}, {"a": 1e9}])
-def test_weights_that_cannot_be_used_are_named(weights):
-    check_weights("mix", None)
-    check_weights("mix", {"a": 0.5, "b": 3})
-    with pytest.raises(UserError, match="^mix: "):
-        check_weights("mix", weights)
+def test_the_log_has_a_line_per_list(caplog):
+    class Source:
+        lists, weights = {"a.csv": 20, "b": 3}, {"a.csv": 3, "b": 1}
+
+        def drawn(self, batches):
+            return {"a.csv": 3 * batches, "b": batches}
+
+    logger = logging.getLogger("mg")
+    logger.addHandler(caplog.handler)
+    try:
+        log_lists(Source(), 0)
+        log_lists(Source(), 25)
+        one = Source()
+        one.weights = None
+        log_lists(one, 25)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "list a.csv: 20 files, weight 75.00 %, 0 of 0 samples so far (none)",
+        "list b: 3 files, weight 25.00 %, 0 of 0 samples so far (none)",
+        "list a.csv: 20 files, weight 75.00 %, 75 of 100 samples so far (75.00 %)",
+        "list b: 3 files, weight 25.00 %, 25 of 100 samples so far (25.00 %)",
+    ]

@@ -49,6 +49,21 @@ class Recorder:
         return {"ids": [str(index)]}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fails_at", [None, 7])
+def test_at_the_end_it_tells_how_far_the_batches_went(workers, fails_at):
+    told = []
+    ahead = Prefetcher(Recorder(fails_at), start=4, workers=workers, on_close=told.append)
+    for _ in range(3):
+        next(ahead)
+    if fails_at:
+        with pytest.raises(NoGoodClip):
+            next(ahead)
+    ahead.close()
+    ahead.close()
+    assert told == [7]
+
+
 def test_errors_surface_where_the_batch_is_due():
     ahead = Prefetcher(Recorder(fails_at=6), start=4, depth=4)
     assert [next(ahead)["ids"] for _ in range(2)] == [["4"], ["5"]]

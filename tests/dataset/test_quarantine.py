@@ -53,6 +53,15 @@ def test_a_list_is_written_once_per_file_read_again_and_repaired(tmp_path, caplo
                                                  "new.mp4": "missing"}  # fmt: skip
 
 
+def test_items_may_have_other_names_than_their_files(tmp_path):
+    first = Quarantine(10, 1.0, tmp_path / "bad.jsonl")
+    first.add(BadClip("latents/a.npz", "damaged"), "a.mp4")
+    first.add(BadClip("latents/a.npz", "damaged"), "a.mp4")
+    assert Quarantine(10, 1.0, tmp_path / "bad.jsonl").names == first.names == {"a.mp4"}
+    entry = {"path": "latents/a.npz", "name": "a.mp4", "reason": "damaged"}
+    assert json.loads((tmp_path / "bad.jsonl").read_text()) == entry
+
+
 def test_threads_write_whole_lines(tmp_path):
     path = tmp_path / "bad.jsonl"
     quarantine = Quarantine(200, 1.0, path)

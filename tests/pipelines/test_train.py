@@ -35,7 +35,7 @@ from mg.pipelines import encode_text
 from mg.pipelines.encode_latents import encode_videos
 from mg.pipelines.pipeline_folder import read_transformer
 from mg.pipelines.train import CONFIG_RECORD, FINAL_FOLDER, network_config, train
-from mg.pipelines.train_data import KeptTokens, open_data, sample_batches, validation_batches
+from mg.pipelines.train_data import KeptTokens, fingerprint_of, open_data, sample_batches, validation_batches
 from mg.weights import read_weights
 
 RECORD = LatentRecord("tae0", 2.0, 0.5, 4, 8, 8)
@@ -287,6 +287,19 @@ def test_data_of_other_models_are_refused(config, tmp_path):
             train(replace(config, valid=valid))
 
 
+def test_a_mix_of_lists_is_trained_on(config, folder):
+    rows = (folder / "list.csv").read_text().splitlines()
+    for name, part in (("a", rows[1:2]), ("b", rows[2:])):
+        (folder / f"{name}.csv").write_text("\n".join([rows[0], *part]))
+    mix = {str(folder / "a.csv"): 1.0, str(folder / "b.csv"): 1.0}
+    data = open_data(replace(config, csv_path=None, mix=mix))
+    names = [name for index in range(100) for name in data.source.batch(index)["names"]]
+    assert names.count(rows[1].split(",")[0]) == pytest.approx(len(names) / 2, rel=0.05)
+    assert data.source.drawn(100) == pytest.approx(dict.fromkeys(mix, len(names) / 2), rel=0.05)
+    other = open_data(replace(config, csv_path=None, mix={**mix, str(folder / "b.csv"): 2.0}))
+    assert fingerprint_of(other)["mix"] != fingerprint_of(data)["mix"] == [[1.0, 1], [1.0, len(rows) - 2]]
+
+
 def test_a_resumed_run_must_share_its_data(config, folder, tmp_path):
     train(replace(config, train=replace(config.train, steps=1)))
     record = (tmp_path / "run" / CONFIG_RECORD).read_bytes()
@@ -314,6 +327,8 @@ def test_frame_rates_in_front_of_the_captions_reach_the_result(config, tmp_path)
     "changes, words",
     [
         ({"csv_path": None}, "--csv_path is missing"),
+        ({"csv_path": None, "mix": {"tests": 1.0}}, "mix: tests is a folder; name a CSV"),
+        ({"csv_path": None, "mix": {"no.csv": 1.0}}, "mix: csv_path: no.csv is not a file"),
         ({"model": replace(TINY, max_length=(1, 2, 2))}, r"model.max_length=\[1, 2, 2\]: videos of 16x32x32: "),
         ({"model": replace(TINY, hidden_size=15)}, "model.hidden_size=15 must be a multiple"),
         ({"model": TransformerConfig(pretrained="nowhere")}, "model.pretrained: nowhere is no folder with config.json"),

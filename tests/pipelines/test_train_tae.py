@@ -1,6 +1,7 @@
 """`train_tae`: what it hands to the trainer: noise, masks, validation, the record of the run."""
 
 import json
+import logging
 import math
 from dataclasses import replace
 
@@ -135,6 +136,26 @@ def test_what_a_resumed_run_must_share(assemble, config, folder):
     # Without a folder: the one of the CSV.
     want = ClipSource(read_manifest(folder / "list.csv", folder), DATA).fingerprint
     assert listed.given["fingerprint"]["clips"] == want != mark["clips"]
+
+
+def test_lists_are_mixed_and_the_log_tells_how_much_of_each(assemble, config, folder, caplog):
+    (folder / "one.csv").write_text("video\n1.mp4\n")
+    logger = logging.getLogger("mg")
+    logger.addHandler(caplog.handler)
+    mix = {str(folder / "list.csv"): 3.0, str(folder / "one.csv"): 1.0}
+    stand = assemble(replace(config, mix=mix, video_folder=None))
+    with stand.given["batches"](10) as batches:
+        names = [name for _ in range(50) for name in next(batches)["ids"]]
+    logger.removeHandler(caplog.handler)
+    assert [names.count(f"{n}.mp4") for n in range(3)] == pytest.approx([37.5, 25, 37.5], abs=2)
+    told = [record.getMessage() for record in caplog.records if "samples so far" in record.getMessage()]
+    assert f"list {folder}/one.csv: 1 files, weight 25.00 %, " in told[-3] and "of 20 samples so far" in told[-3]
+    assert "of 120 samples so far (" in told[-1]
+    marks = [assemble(replace(config, mix=dict(zip(mix, weights, strict=True)), video_folder=None)).given["fingerprint"]
+             for weights in ((3.0, 1.0), (2.0, 1.0))]  # fmt: skip
+    assert marks[0] == stand.given["fingerprint"] and marks[0]["clips"] != marks[1]["clips"]
+    with pytest.raises(UserError, match=r"^mix: csv_path: .*none\.csv is not a file"):
+        assemble(replace(config, mix={str(folder / "none.csv"): 1.0}))
 
 
 def test_record_of_the_run_and_final_weights(assemble, config, tmp_path):
