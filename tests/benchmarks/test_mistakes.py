@@ -35,6 +35,11 @@ def test_sizes_below_one(last_line):
     assert last_line("llama_speed", "--latent", "0", "4", "4") == "error: --latent [0, 4, 4]: give at least 1"
 
 
+def test_batches_below_one(last_line):
+    assert last_line("loader", "--batches", "0") == "error: --batches 0: give at least 1"
+    assert "did you mean --data.size" in last_line("loader", "--data.sise", "8")
+
+
 def test_a_missing_pipeline(last_line):
     assert "nothere: there is no such folder" in last_line("text_to_video", "--pipeline", "nothere")
 
