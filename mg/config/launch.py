@@ -18,7 +18,8 @@ class LaunchConfig:
     master_addr: str = "127.0.0.1"
     """Address of machine 0, by which all machines reach it."""
     master_port: int = 0
-    """Port on machine 0 where the processes meet; 0: any free one (one machine only)."""
+    """Port on machine 0 where the processes meet; 0: any free one (one machine only). With several machines
+    the launchers use the port after it, to tell each other of failures."""
     log_dir: str = "outputs/launch"
     """Folder for what each process prints (rank-00000.log and so on; appended to) and for node-0.json, the record of
     processes and exit codes. Rank 0 is shown on the terminal, too."""

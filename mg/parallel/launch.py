@@ -22,6 +22,7 @@ from mg.config.launch import LaunchConfig
 from mg.errors import EXIT_RESTART, UserError
 from mg.files import writable_folder, write_json
 from mg.log import get_logger
+from mg.parallel.nodes import Failure, Nodes
 from mg.parallel.processes import Follower, Process, adopt_orphans, end_descendants
 
 SCHEDULER = (sys.executable, "-c", "from mindspore.communication import init; init()")
@@ -58,8 +59,11 @@ def launch(config: LaunchConfig, command: Sequence[str], scheduler: Sequence[str
     command = _command(command)
     host, port = _meeting_point(config)
     folder = writable_folder(config.log_dir, "log_dir")
+    nodes = Nodes(
+        node=config.node_rank, count=config.nnodes, host=host, port=port + 1, seconds=config.cluster_seconds
+    )
     adopt_orphans()
-    run = _Run(config=config)
+    run = _Run(config=config, nodes=nodes)
     with _signals(run.signals):
         try:
             run.start(command, scheduler, folder, environment(config, host, port))
@@ -67,6 +71,7 @@ def launch(config: LaunchConfig, command: Sequence[str], scheduler: Sequence[str
             code = run.watch()
         finally:
             left = end_descendants(config.grace_seconds)
+            nodes.close()
             run.close()
     if left:
         get_logger().warning("processes that could not be killed: %s", ", ".join(map(str, left)))
@@ -104,12 +109,16 @@ class _Run:
     """The processes of this machine, from their start to their end."""
 
     config: LaunchConfig
+    nodes: Nodes
+    """The launchers on the other machines."""
     signals: list[int] = field(default_factory=list)
     """Signals that have come and were not yet passed on."""
     workers: list[Process] = field(default_factory=list)
     scheduler: Process | None = None
     reason: str = "all processes ended with 0"
-    _failed: tuple[Process, int] | None = None
+    _failed: Failure | None = None
+    _process: Process | None = None
+    """The one that failed, where it is of this machine."""
     _deadline: float = float("inf")
     """When what is left is killed."""
     _stopping: bool = False
@@ -137,16 +146,17 @@ class _Run:
         get_logger().info("launcher: %s%s, logs in %s", many, where, folder)
 
     def watch(self) -> int:
-        """Wait for the end of all workers; return the exit code of the run."""
-        while any(worker.code is None for worker in self.workers):
+        """Wait for the end of all workers, on machine 0 also for the other machines; return the run's exit code."""
+        while any(worker.code is None for worker in self.workers) or self.nodes.waiting:
             self._pass_on_signals()
             self._look_for_failures()
             if time.monotonic() > self._deadline:
                 self._kill()
+                break
             time.sleep(_LOOK_SECONDS)
         self._look_for_failures()
         if self._failed is not None:
-            return self._failed[1]
+            return self._failed.code
         return next((code for worker in self.workers if (code := worker.code)), 0)
 
     def close(self) -> None:
@@ -158,11 +168,13 @@ class _Run:
         """Show the last lines of the process that failed, unless they are on the terminal already."""
         if self._failed is None:
             return
-        process, code = self._failed
-        if process is not self.workers[0] or self._follower is None:
-            for line in process.last_lines(self.config.tail_lines):
-                print(f"[{process.name}] {line}", file=sys.stderr)
-        get_logger().error("launcher: %s ended with exit code %d; its log is %s", process.name, code, process.log)
+        process, log = self._process, ""
+        if process is not None:
+            log = f"; its log is {process.log}"
+            if process is not self.workers[0] or self._follower is None:
+                for line in process.last_lines(self.config.tail_lines):
+                    print(f"[{process.name}] {line}", file=sys.stderr)
+        get_logger().error("launcher: %s ended with exit code %d%s", self._failed.name, self._failed.code, log)
 
     def record(self, folder: Path, command: Sequence[str], exit_code: int | None = None) -> None:
         """Write node-N.json: who runs, or how it ended."""
@@ -201,17 +213,21 @@ class _Run:
         if not found and self.scheduler is not None and (code := self.scheduler.code):
             # Ended by a signal or an error of its own: the workers would wait for it until a time-out.
             found = [(self.scheduler, code)]
-        if not found:
-            return
-        self._failed = min(found, key=lambda item: _obscurity(item[1]))
-        process, code = self._failed
-        by_signal = self._stopping and code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        if found:
+            self._process, code = min(found, key=lambda item: _obscurity(item[1]))
+            self.nodes.fail(Failure(self._process.name, code))
+        self._failed = self.nodes.look()
+        if self._failed is not None:
+            self._end_others(self._failed)
+
+    def _end_others(self, failed: Failure) -> None:
+        by_signal = self._stopping and failed.code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         if not by_signal:
-            self.reason = f"{process.name} ended with exit code {code}"
+            self.reason = f"{failed.name} ended with exit code {failed.code}"
         others = [worker for worker in self.workers if worker.code is None]
         if others:
             get_logger().error(
-                "launcher: %s ended with exit code %d; ending the other %d", process.name, code, len(others)
+                "launcher: %s ended with exit code %d; ending the other %d", failed.name, failed.code, len(others)
             )
         for worker in others:
             if not self._stopping:  # they have had a signal then, and a second one ends some programs at once
@@ -226,7 +242,7 @@ class _Run:
             if worker.code is None:
                 get_logger().warning("launcher: %s does not end; killed", worker.name)
                 worker.send(signal.SIGKILL)
-        self._deadline = float("inf")
+                worker.wait()
 
 
 def _obscurity(code: int) -> int:

@@ -58,6 +58,10 @@ class Process:
         """Send a signal, to this process alone; nothing happens where it has ended."""
         self._popen.send_signal(number)
 
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._popen.wait()
+
     def last_lines(self, count: int) -> list[str]:
         """Return the last lines it printed."""
         with self.log.open("rb") as file:

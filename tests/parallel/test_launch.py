@@ -16,6 +16,7 @@ from mg.config.launch import LaunchConfig
 from mg.errors import UserError
 from mg.parallel import launch as module
 from mg.parallel.launch import environment, launch, worker_environment
+from mg.parallel.nodes import Failure, Nodes
 from mg.parallel.processes import Process
 
 DRIVER = """
@@ -267,6 +268,87 @@ def test_last_lines_are_those_of_this_start_as_a_terminal_shows_them(tmp_path):
         time.sleep(0.01)
     assert process.last_lines(5) == ["100%", "done"]
     assert process.last_lines(1) == ["done"] and process.last_lines(0) == []
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Start the launchers of several machines, all of them here; returns them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.2", 0))
+        port = free.getsockname()[1]
+
+    def call(worker, count=2, **options):
+        folders = [tmp_path / str(node) for node in range(count)]
+        started = []
+        for node, folder in enumerate(folders):
+            folder.mkdir()
+            started.append(Launcher(
+                folder, worker, nnodes=count, node_rank=node, master_addr="127.0.0.2", master_port=port, **options
+            ))  # fmt: skip
+        return started
+
+    return call
+
+
+def test_machines_have_ranks_in_order_and_the_first_waits_for_the_others(machines):
+    first, second, third = machines("print('here', rank)\ntime.sleep(0.5 * rank)", count=3)
+    assert second.wait()[0] == 0 and third.wait()[0] == 0
+    code, out, _ = first.wait()
+    assert code == 0 and out == "here 0\n"
+    assert [third.log(rank) for rank in (4, 5)] == ["here 4\n", "here 5\n"]
+    assert first.seconds > 2.5  # its scheduler may not end before the workers of the others
+    assert not first.left() + second.left() + third.left()
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5])
+def test_a_failure_on_one_machine_ends_all_with_its_code(machines, failing):
+    started = machines(f"print('why')\nif rank == {failing}: sys.exit(3)\ntime.sleep(600)", count=3)
+    for run in started:
+        code, _, err = run.wait()
+        assert code == 3 and f"rank {failing} ended with exit code 3" in err
+        assert (f"[rank {failing}] why" in err) == (run is started[failing // 2])
+        assert run.seconds < LIMIT and not run.left()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_launcher_that_is_gone_ends_the_others(machines, killed):
+    started = machines("ready()\ntime.sleep(600)")
+    for node, run in enumerate(started):
+        run.until_ready((2 * node, 2 * node + 1))
+    time.sleep(1.0)  # the second has reached the first
+    started[killed].process.kill()
+    started[killed].wait()
+    code, _, err = started[1 - killed].wait()
+    assert code == 1 and f"the launcher of machine {killed} ended with exit code 1" in err
+    assert started[1 - killed].seconds < LIMIT and not started[1 - killed].left()
+
+
+def test_a_first_machine_that_never_comes_is_given_up(tmp_path):
+    options = {"nnodes": 2, "node_rank": 1, "master_addr": "127.0.0.2", "master_port": 9, "cluster_seconds": 1}
+    code, _, err = Launcher(tmp_path, "time.sleep(600)", **options).wait()
+    assert code == 1 and "the way to machine 0 (127.0.0.2:10: " in err
+
+
+def test_strangers_at_the_port_change_nothing():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first = Nodes(node=0, count=2, host="127.0.0.1", port=port, seconds=1)
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b'GET / HTTP/1.1\n[1]\n{"done": 1}\n{"node": 7}\n')
+        time.sleep(0.1)
+        assert first.look() is None and first.waiting
+    time.sleep(0.1)
+    assert first.look() is None and first.waiting  # nor does their leaving
+    second = Nodes(node=1, count=2, host="127.0.0.1", port=port, seconds=1)
+    assert second.look() is None
+    time.sleep(0.1)
+    assert first.look() is None
+    first.fail(Failure("rank 0", 6))
+    time.sleep(0.1)
+    assert second.look() == Failure("rank 0", 6) and not first.waiting
+    second.close()
+    first.close()
 
 
 def test_ranks_of_several_machines():
