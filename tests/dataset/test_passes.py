@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mg.dataset.epochs import Epochs
 from mg.dataset.manifest import Item
+from mg.dataset.mixing import Mix, weighted
 from mg.dataset.passes import ClipPasses, WindowPasses
 
 
@@ -81,3 +83,22 @@ def test_plain_passes_take_each_clip_once():
     turns = [names[start : start + 6] for start in range(0, 60, 6)]
     assert all(sorted(turn) == sorted(set(names)) for turn in turns) and len({tuple(turn) for turn in turns}) > 6
     assert passes.size == 6 and passes.draw(3).start is None
+
+
+def test_orders_are_those_of_earlier_versions():
+    """A run that was begun before must go on with the same data."""
+    clips = ClipPasses(items(10), 0, "order")
+    order = [9, 3, 0, 8, 7, 6, 2, 1, 4, 5, 7, 0, 9, 5, 3, 8]
+    assert [clips.items.index(clips.draw(number).item) for number in range(16)] == order
+    windows = WindowPasses(items(4), [30, 5, 17, 9], 8, 2, 0, "order")
+    drawn = [windows.draw(number) for number in range(16)]
+    assert [(windows.items.index(one.item), one.start) for one in drawn] == [
+        (3, 1), (3, 0), (2, 9), (2, 0), (2, 3), (1, 0), (0, 22), (0, 0), (0, 11), (0, 19), (0, 3), (3, 0), (3, 1),
+        (1, 0), (0, 7), (0, 0),
+    ]  # fmt: skip
+    epochs = Epochs({"a": list(range(7)), "b": [7, 8, 9]}, {"a": 2, "b": 1}, 0, "generation.video")
+    assert [epochs.batch(number) for number in range(8)] == [
+        ("b", [9]), ("b", [7]), ("a", [2, 0]), ("b", [8]), ("a", [4, 3]), ("a", [5, 1]), ("a", [6, 4]), ("a", [0, 1]),
+    ]  # fmt: skip
+    mix = Mix(weighted({"a": 3, "b": 1}), 0, "sets.video", even=True)
+    assert [mix.pick(number)[0] for number in range(16)] == [0, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0]
