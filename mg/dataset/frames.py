@@ -151,6 +151,9 @@ class VideoFiles:
         if item.is_image:
             return Clip(read_video(path, short_side=self._short_side), (0.0,), 0.0)
         frames, info = read_whole(path, self._short_side)
+        if frames.nbytes > self._memory:  # its header said less
+            with self._lock:
+                self._large.add(path)
         return Clip(frames, info.times, float(info.fps))
 
 

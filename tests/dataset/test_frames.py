@@ -68,6 +68,14 @@ def test_a_file_is_decoded_once_while_there_is_room(clips):
     assert one_fits.decodes == 6
 
 
+def test_a_file_larger_than_its_header_says_is_not_decoded_whole_again(clips, monkeypatch):
+    monkeypatch.setattr(room, "peek", lambda path: Header(1, 48, 64, 0.1))
+    reader = VideoFiles(48 * 64 * 3 * 2)
+    for _ in range(4):
+        assert len(reader.times(clips[0])) == 10 and reader.read(clips[0], range(2)).shape[0] == 2
+    assert reader.decodes == 1 + 4  # whole for the first times, then as far as needed
+
+
 def test_threads_that_want_one_file_share_one_decoding(clips, monkeypatch):
     decodes, everyone = Counter(), threading.Barrier(4)
 
