@@ -34,6 +34,20 @@ class DurabilityConfig:
     """Whether a smaller or a larger figure is better."""
     max_failed_saves: int = 3
     """Training goes on after a save that the disk refused; this many in a row, or one at the last step, end the run."""
+    resume_from: str | None = None
+    """Go on with everything of another run: its folder (the newest checkpoint), one of its step folders, or the URL of
+    either; what output_path has by itself comes first."""
+    allow_changes: tuple[str, ...] = ()
+    """Settings in which a resumed run may differ from the one that wrote the checkpoint, by name or section
+    (`optimizer.lr`, `data`); any other difference is refused."""
+    init_from: str | None = None
+    """Begin a new run with the weights of another one, averaged where it has averages, and nothing else of it; its
+    folder, one of its step folders, or the URL of either. Weights in a file: model.pretrained."""
+    init_strict: bool = True
+    """false: weights of init_from that are missing, too many or of another shape are listed and left out."""
+    remote: str | None = None
+    """URL (file://, s3://, gs://, ...; needs fsspec and the driver) of a folder for copies of the checkpoints and logs,
+    made in the background and kept by the same rules; a run that finds nothing in output_path goes on from there."""
     max_minutes: float = 0.0
     """After this time the run stops with a checkpoint and exit code 75, to be started again; 0 is off."""
     step_timeout: float = 3600.0
@@ -55,6 +69,13 @@ class DurabilityConfig:
             math.isfinite(self.long_timeout) and self.long_timeout >= self.step_timeout,
             "long_timeout", self.long_timeout, f"a finite number, at least step_timeout={self.step_timeout!r}",
         )
+        for name in ("resume_from", "init_from", "remote"):
+            _require(getattr(self, name) != "", name, getattr(self, name), "the name of a folder, or left out")
+        _require(self.remote is None or "://" in self.remote, "remote", self.remote, "a URL, such as file:///folder")
+        _require(
+            self.init_from is None or self.resume_from is None,
+            "init_from", self.init_from, "left out where resume_from is given: that one brings its weights along",
+        )
         _require(self.monitor_mode in ("min", "max"), "monitor_mode", self.monitor_mode, "'min' or 'max'")
 
 
@@ -67,3 +88,12 @@ def check_durability(config: "DurabilityConfig", steps: int, validate_every: int
         config.keep_best == 0 or validate_every >= 1,
         "validate_every", validate_every, "1 or above where keep_best is not 0",
     )
+
+
+def check_one_origin(config: "DurabilityConfig", option: str, value: str | None) -> None:
+    """Check that the weights to begin with come from one place; raises UserError naming both options."""
+    if config.init_from is not None and value is not None:
+        raise UserError(
+            f"train.init_from={config.init_from} and {option}={value}: both name weights to begin with; give "
+            f"{option} for a file of weights, or train.init_from for a run"
+        )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mg.config.clips import ClipSettings
+from mg.config.durability import check_one_origin
 from mg.config.guard import check_loss_scale
 from mg.config.mixing import check_mix
 from mg.config.trainer import TrainerConfig
@@ -101,6 +102,7 @@ class TaeTrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_one_origin(self.train, "model.pretrained", self.model.pretrained)
         check_loss_scale(self.train.loss_scale, self.model.dtype)
         check_mix("mix", self.mix)
         if self.mix is not None and self.csv_path is not None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.durability import check_one_origin
 from mg.config.generation import GenerationSettings, TextFolders, TextPaths
 from mg.config.guard import check_loss_scale
 from mg.config.mixing import check_mix
@@ -195,6 +196,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what goes together."""
+        check_one_origin(self.train, "model.pretrained", self.model.pretrained)
         check_loss_scale(self.train.loss_scale, self.model.dtype)
         check_mix("mix", self.mix)
         if self.mix is not None and self.csv_path is not None:

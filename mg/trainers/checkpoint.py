@@ -24,7 +24,7 @@ from mg.weights import read_weights, write_weights
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LATEST = "LATEST"
-_FOLDER = re.compile(r"step-(\d{8,})")
+FOLDER = re.compile(r"step-(\d{8,})")
 _BESIDE = 1 << 20
 """Bytes allowed for state.json, manifest.json and the headers of the tensors."""
 
@@ -96,12 +96,13 @@ def save(
 
 
 def bytes_of(tensors: Mapping[str, Mapping[str, np.ndarray]]) -> int:
-    """Return how many bytes a checkpoint of these arrays takes, at most."""
-    return _BESIDE + sum(array.nbytes for arrays in tensors.values() for array in arrays.values())
+    """Return the size of these arrays."""
+    return sum(array.nbytes for arrays in tensors.values() for array in arrays.values())
 
 
-def check_space(output: Path, needed: int) -> None:
-    """Raise UserError where the disk has less than `needed` bytes free."""
+def check_space(output: Path, arrays: int) -> None:
+    """Raise UserError where the disk has no room for a checkpoint with `arrays` bytes of arrays."""
+    needed = arrays + _BESIDE
     free = shutil.disk_usage(output).free
     if free < needed:
         raise UserError(f"{output}: a checkpoint needs {_size(needed)}, the disk has {_size(free)} left; "
@@ -168,13 +169,11 @@ def remove_leftovers(output: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_fingerprint(saved: Mapping, present: Mapping, folder: Path) -> None:
-    """Raise UserError naming every field in which the run that wrote `folder` differs from the present one."""
-    before, now = dict(_leaves(saved)), dict(_leaves(json.loads(json.dumps(present))))
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name, ...) != now.get(name, ...))
-    if names:
-        listed = ", ".join(f"{name} was {before.get(name)!r} is {now.get(name)!r}" for name in names)
-        raise UserError(f"{folder}: cannot resume, the run differs: {listed}; choose another output folder")
+def differences(before: Mapping, now: Mapping) -> list[tuple[str, object, object]]:
+    """Return (dotted name, value before, value now) of every leaf in which two trees of JSON values differ."""
+    old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(now))))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name, ...) != new.get(name, ...))
+    return [(name, old.get(name), new.get(name)) for name in names]
 
 
 def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -189,7 +188,7 @@ def committed(output: Path) -> dict[int, Path]:
     """Return the committed step folders by step, valid or not."""
     if not output.is_dir():
         return {}
-    return {int(match[1]): path for path in output.iterdir() if (match := _FOLDER.fullmatch(path.name))}
+    return {int(match[1]): path for path in output.iterdir() if (match := FOLDER.fullmatch(path.name))}
 
 
 def _entry(path: Path) -> dict:

@@ -1,7 +1,9 @@
 """The checkpoints of one run: when one is due, what happens if the disk refuses it, which ones stay."""
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ from mg.errors import UserError
 from mg.files import write_text
 from mg.log import get_logger
 from mg.trainers import checkpoint
-from mg.trainers.checkpoint import Checkpoint
+from mg.trainers.mirror import Mirror
+from mg.trainers.remote import RemoteFolder
 from mg.trainers.retention import Retention, as_json
 from mg.trainers.runlog import RunLog
+from mg.trainers.sources import Found, find
 
 BEST = "BEST"
 
@@ -25,18 +29,52 @@ class Keeper:
         self._output, self._config, self._hook = output, config, hook
         self.retention = Retention(config, config.steps)
         self._failed = 0
+        self._remote = RemoteFolder(config.remote, "train.remote") if config.remote else None
+        self._mirror: Mirror | None = None
 
-    def find(self) -> Checkpoint | None:
-        """Return the checkpoint to go on with, None for a new run."""
+    def find(self) -> Found | None:
+        """Return the checkpoint to go on with, None for a new run; see `mg.trainers.sources.find`."""
         checkpoint.remove_leftovers(self._output)
-        return checkpoint.newest(self._output)
+        return find(self._output, self._config, self._remote)
 
-    def resumed(self, found: Checkpoint) -> None:
+    def resumed(self, found: Found) -> None:
         """Take over what `found` knows, and finish what an earlier process left undone between a commit and its end."""
-        self.retention.restore(found.state.get("best", ()))  # checkpoints of earlier versions have none
-        checkpoint.set_aside(self._output, beyond=found.step)
-        self._point(checkpoint.LATEST, found.step)
-        self._prune()
+        saved = found.checkpoint
+        # Checkpoints of earlier versions have no best ones; those of another run stay with that run.
+        self.retention.restore(() if found.option == "resume_from" else saved.state.get("best", ()))
+        if saved.folder.parent == self._output:
+            checkpoint.set_aside(self._output, beyond=saved.step)
+            self._point(checkpoint.LATEST, saved.step)
+            self._prune()
+
+    def refused(self, found: Found) -> None:
+        """Remove what was copied here to be resumed, and cannot be."""
+        if found.option != "output_path" and found.checkpoint.folder.parent == self._output:
+            shutil.rmtree(found.checkpoint.folder)
+
+    @contextmanager
+    def copying(self, log: RunLog) -> Iterator[None]:
+        """Copy to the remote folder during the block, and wait for the rest at its end, but not after Ctrl-C."""
+        if self._remote is None:
+            yield
+            return
+        timeout = self._config.long_timeout or None
+        self._mirror = Mirror(self._remote, self._output, self.retention.kept)
+        for step in checkpoint.committed(self._output):  # an earlier process may have had no time for them
+            self._mirror.submit(step)
+        try:
+            yield
+        except KeyboardInterrupt:
+            timeout = 0.0
+            raise
+        finally:
+            self._mirror.close(timeout)
+            self.report(log)
+
+    def report(self, log: RunLog) -> None:
+        """Log what has been copied, or has not, since the last call."""
+        for values in self._mirror.reports() if self._mirror else ():
+            log.event(values.pop("event"), **values)
 
     def due(self, step: int, figures: Mapping[str, float] | None) -> bool:
         """Tell whether a checkpoint belongs at this step; figures: of its validation, None where there was none."""
@@ -75,12 +113,15 @@ class Keeper:
         self._failed = 0
         log.event("save", step=step, folder=folder.name, seconds=round(time.perf_counter() - start, 3))
         self.retention.best = best
+        if self._mirror is not None:
+            self._mirror.submit(step)
         self._prune()
 
     def _prune(self) -> None:
         if self.retention.best:
             self._point(BEST, self.retention.best[0][0])
-        checkpoint.prune(self._output, self.retention.kept, hook=self._hook)
+        waiting = self._mirror.needed() if self._mirror else set()
+        checkpoint.prune(self._output, lambda steps: self.retention.kept(steps) | waiting, hook=self._hook)
 
     def _point(self, name: str, step: int) -> None:
         write_text(self._output / name, checkpoint.step_folder(self._output, step).name + "\n")

@@ -63,6 +63,12 @@ class Learner:
         return self._stepper.compilations
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Size of what `tensors` returns."""
+        groups = (self.weights, self._moments(), self._averages())
+        return 4 * sum(int(np.prod(param.shape)) for group in groups for param in group.values())  # float32
+
+    @property
     def averages(self) -> Sequence[Parameter]:
         """Moving averages in the order of `params`, empty without them."""
         return self._stepper.update.averages
@@ -106,6 +112,11 @@ class Learner:
     def state(self) -> dict:
         """Return the rest of what a resumed run needs, as JSON values."""
         return {"updates": self.updates, "memory": self._memory.state() if self._memory else None}
+
+    def start_from(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Begin with the weights given by name instead of the network's present ones; averages begin with them."""
+        restore_arrays({name: self.weights[name] for name in arrays}, arrays, Path())
+        restore_arrays(self._averages(), arrays_of(self.trained) if self.averages else {}, Path())
 
     def restore(self, tensors: Callable[[str], Arrays], state: Mapping, source: Path) -> None:
         """Go on from a checkpoint: `tensors` reads a file of it; raises UserError if it is of another make."""

@@ -12,7 +12,7 @@ from mindspore import nn
 from mg.config.trainer import TrainerConfig
 from mg.errors import NumericalAbort, UserError
 from mg.files import writable_folder
-from mg.trainers import checkpoint
+from mg.trainers.checkpoint import check_space
 from mg.trainers.ema import swapped
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
 from mg.trainers.guard import Guard, Verdict
@@ -23,6 +23,7 @@ from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
 from mg.trainers.runlog import RunLog
 from mg.trainers.schedule import learning_rate
+from mg.trainers.sources import Found, changes, check_changes, other_run, take_weights, tell_change
 from mg.trainers.stops import Stops
 from mg.trainers.watchdog import Watchdog
 from mg.weights import write_weights
@@ -115,7 +116,9 @@ class Trainer:
         NumericalAbort after too many non-finite steps in a row, UserError where the checkpoint found belongs to another
         run or the disk refuses.
         """
-        resumed = self._resume()
+        resumed, sources = self._begin()
+        if self.step < self.config.steps:
+            check_space(self.output_path, sum(learner.checkpoint_bytes for learner in self._learners))
         settings = {"train": asdict(self.config), **self._fingerprint}
         log = RunLog(self.output_path, self.step, self.config.steps, self.config.log, settings)
         stop = Stops(self.output_path, self.config.max_minutes)
@@ -123,8 +126,11 @@ class Trainer:
         watchdog = Watchdog(self.output_path, *limits, on_hang=lambda text: log.event("hang", reason=text))
         batches = self._open(self.step * self.config.accumulation)
         try:
-            with stop, watchdog:
+            with self._keeper.copying(log), stop, watchdog:
                 log.begin(resumed, self.step, asdict(self.config))
+                log.event("source", step=self.step, lines=sources)
+                for line in sources:
+                    log.say(line)
                 self._run(log, stop, watchdog, batches)
                 log.end(stop.reason or "done", self.step, self._pace.summary(), self.compilations)
         finally:
@@ -150,6 +156,7 @@ class Trainer:
         while self.step < self.config.steps and not stopping:
             self._one_step(log, batches)
             watchdog.step(self.step)
+            self._keeper.report(log)
             stopping = stop.reason is not None  # asked once: what comes later is met after the next step
             last = self.step == self.config.steps
             every = self.config.validate_every
@@ -261,23 +268,44 @@ class Trainer:
         }
         self._keeper.save(log, self.step, tensors, state, figures, last)
 
-    def _resume(self) -> bool:
+    def _begin(self) -> tuple[bool, list[str]]:
+        """Take the state or the weights to begin with; return whether the run is resumed, and lines that say whence."""
         found = self._keeper.find()
-        if found is None:
-            return False
-        checkpoint.check_fingerprint(found.state["fingerprint"], self._fingerprint, found.folder)
+        if found is not None:
+            return True, self._resume(found)
+        if self.config.init_from is None:
+            return False, ["weights as the network was made with"]
+        with other_run(self.config.init_from, "train.init_from") as saved:
+            arrays, wrong = take_weights(
+                self._main.weights, saved, strict=self.config.init_strict, place=self.config.init_from
+            )
+            named = [tell_change(*change) for change in changes(saved, self._fingerprint, self.config)]
+        self._main.start_from(arrays)
+        lines = [f"weights, and nothing else, from train.init_from={self.config.init_from}, step {saved.step}"]
+        lines += [f"left out: {text}" for text in wrong]
+        return False, lines + [f"unlike there: {text}" for text in named]
+
+    def _resume(self, found: Found) -> list[str]:
+        saved = found.checkpoint
+        try:
+            admitted = check_changes(saved, self._fingerprint, self.config)
+        except UserError:
+            self._keeper.refused(found)
+            raise
         for learner in self._learners:
-            state = found.state["opponents"][learner.prefix] if learner.prefix else found.state
-            learner.restore(found.tensors, state, found.folder)
+            state = saved.state["opponents"][learner.prefix] if learner.prefix else saved.state
+            learner.restore(saved.tensors, state, saved.folder)
         self._keeper.resumed(found)
-        self.step = found.step
-        if "guard" in found.state:  # checkpoints of earlier versions have none, nor the next
-            self._guard.restore(found.state["guard"])
-        if "plateau" in found.state:
-            self._plateau.restore(found.state["plateau"])
+        self.step = saved.step
+        if "guard" in saved.state:  # checkpoints of earlier versions have none, nor the next
+            self._guard.restore(saved.state["guard"])
+        if "plateau" in saved.state:
+            self._plateau.restore(saved.state["plateau"])
         # A figure that was not finite stands there as null: it has no value to go on with.
-        self._metrics = {key: value for key, value in found.state["metrics"].items() if value is not None}
-        return True
+        self._metrics = {key: value for key, value in saved.state["metrics"].items() if value is not None}
+        return [f"everything from {found.option}: {found.place}, step {saved.step}"] + [
+            f"unlike there, as train.allow_changes admits: {text}" for text in admitted
+        ]
 
 
 def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool) -> list[Learner]:

@@ -15,9 +15,9 @@ import signal
 import sys
 from pathlib import Path
 
-import mindspore as ms
 from trainer_toy import ToySource, toy_trainer
 
+import mg.device
 from mg.trainers import checkpoint
 
 STEPS = 44
@@ -70,7 +70,7 @@ def validate(step):
 
 def train(output, place):
     """Train in this process; `place` is where it ends, None for nowhere."""
-    ms.set_context(mode=ms.GRAPH_MODE)
+    mg.device.setup("CPU", "pynative")  # spares a compilation per process
     kind, _, rest = (place or "").partition(":")
     number = {"batch": signal.SIGKILL, "TERM": signal.SIGTERM}.get(kind)
     source = DeadlySource(int(rest) if number else 0, number)

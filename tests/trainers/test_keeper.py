@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 from trainer_toy import toy_trainer
 
+import mg.device
 from mg.errors import UserError
 from mg.files import write_text
 from mg.trainers import checkpoint
 from mg.weights import read_weights
+
+
+@pytest.fixture(autouse=True)
+def pynative(graph_mode):
+    mg.device.setup("CPU", "pynative")  # spares a compilation per run; what is tested knows nothing of the mode
+
 
 FIGURES = {2: 0.5, 4: 0.3, 6: 0.9, 8: 0.4, 10: 0.8}
 

@@ -33,7 +33,6 @@ def rows(folder, name):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
-@pytest.mark.slow
 def test_every_kill_leaves_a_checkpoint_that_is_whole(runs):
     _, found = runs
     for place in BEFORE:  # two steps further by the first save of the process, the second is as if it had not begun
@@ -54,7 +53,6 @@ def test_every_kill_leaves_a_checkpoint_that_is_whole(runs):
         assert (row["signal"], row["to"] - row["from"]) == (killed, 2), row
 
 
-@pytest.mark.slow
 def test_the_end_is_the_same_to_the_bit(runs):
     root, _ = runs
     straight, killed = root / "straight", root / "killed"
@@ -70,7 +68,6 @@ def test_the_end_is_the_same_to_the_bit(runs):
     assert len(read_weights(straight / folders[-1] / "optimizer.safetensors")) == 2 * 5 + 1
 
 
-@pytest.mark.slow
 def test_the_logs_have_every_step_once(runs):
     root, found = runs
     for name in ("metrics", "validation", "bad_steps"):

@@ -5,7 +5,13 @@ import signal
 import pytest
 from trainer_toy import ToySource, toy_trainer
 
+import mg.device
 from mg.trainers.stops import Stops
+
+
+@pytest.fixture(autouse=True)
+def pynative(graph_mode):
+    mg.device.setup("CPU", "pynative")  # spares a compilation per run; what is tested knows nothing of the mode
 
 
 class Clock:

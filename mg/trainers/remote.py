@@ -1,0 +1,182 @@
+"""Checkpoints in a folder that any driver of fsspec reaches: file://, memory://, s3://, gs://, hdfs:// and others.
+
+As on the local disk a checkpoint there exists completely or not at all: its manifest is written last, after every
+other file has been read back and found equal, and it is the first to go when the checkpoint is deleted.
+"""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mg.errors import UserError
+from mg.files import sync_folder, write_bytes
+from mg.log import get_logger
+from mg.trainers.checkpoint import FOLDER, MANIFEST, Checkpoint, load, step_folder
+
+_BLOCK = 1 << 22
+LOGS = ("metrics.jsonl", "validation.jsonl", "bad_steps.jsonl", "events.jsonl", "config.yaml")
+"""What a run writes about itself and needs to go on writing elsewhere; copied beside the checkpoints."""
+
+
+class Outcome:
+    """Ends its `with` block at any error and keeps that as `error`; None after a block that reached its end.
+
+    For calls of foreign drivers only: each raises errors of its own kinds, and none may end a training.
+    """
+
+    error: Exception | None = None
+
+    def __enter__(self) -> "Outcome":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.error = error if isinstance(error, Exception) else None
+        return self.error is not None
+
+
+def is_url(place: str) -> bool:
+    """Tell whether a place is named by a URL rather than by a path."""
+    return "://" in place
+
+
+class RemoteFolder:
+    """A run's folder at a URL; the methods raise whatever the driver raises where it cannot be reached.
+
+    Args:
+        url: of the folder; need not exist.
+        option: name of the option that holds it, for messages.
+
+    Raises:
+        UserError: fsspec or the driver of the URL is not installed, or there is no such kind of URL.
+    """
+
+    def __init__(self, url: str, option: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+        except ModuleNotFoundError as error:
+            raise UserError(f"{option}={url}: fsspec is not installed; run: pip install 'mg[remote]'") from error
+        try:
+            self._fs, path = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{option}={url}: {error}") from error
+        self.url, self.option = url.rstrip("/"), option
+        self._path = path.rstrip("/")
+
+    def steps(self) -> list[int]:
+        """Return the steps whose checkpoints have a manifest, rising."""
+        self._fs.invalidate_cache()
+        if not self._fs.isdir(self._path):
+            return []
+        names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._path, detail=True)]
+        found = {int(match[1]): name for name in names if (match := FOLDER.fullmatch(name))}
+        return sorted(step for step, name in found.items() if self._fs.exists(f"{self._path}/{name}/{MANIFEST}"))
+
+    def push(self, folder: Path) -> bool:
+        """Copy a local checkpoint and commit it; return False if the very same is there already.
+
+        Raises:
+            OSError: a file read back is not what was written.
+        """
+        target = f"{self._path}/{folder.name}"
+        manifest = (folder / MANIFEST).read_bytes()
+        if self._fs.exists(f"{target}/{MANIFEST}"):
+            if self._fs.cat_file(f"{target}/{MANIFEST}") == manifest:
+                return False
+            self._fs.rm_file(f"{target}/{MANIFEST}")  # of the same step of a run that went another way
+        self._fs.makedirs(target, exist_ok=True)
+        for entry in json.loads(manifest)["files"]:
+            path = f"{target}/{entry['name']}"
+            self._fs.put_file(str(folder / entry["name"]), path)
+            self._compare(path, entry["bytes"], entry["crc32"])
+        self._fs.put_file(str(folder / MANIFEST), f"{target}/{MANIFEST}")
+        self._compare(f"{target}/{MANIFEST}", len(manifest), zlib.crc32(manifest))
+        return True
+
+    def push_logs(self, folder: Path) -> None:
+        """Copy the logs of a run, over those copied before."""
+        for path in (folder / name for name in LOGS):
+            if path.is_file():
+                self._fs.makedirs(self._path, exist_ok=True)
+                self._fs.pipe_file(f"{self._path}/{path.name}", path.read_bytes())
+
+    def prune(self, kept: Callable[[list[int]], Collection[int]]) -> None:
+        """Delete the checkpoints that `kept` leaves out of the steps there, the manifest of each first."""
+        steps = self.steps()
+        for step in sorted(set(steps) - set(kept(steps))):
+            target = f"{self._path}/{step_folder(Path(), step).name}"
+            self._fs.rm_file(f"{target}/{MANIFEST}")
+            self._fs.rm(target, recursive=True)
+
+    def fetch(self, step: int, output: Path) -> Checkpoint | None:
+        """Copy one checkpoint to a local run's folder and commit it there; None if it is damaged or incomplete."""
+        final = step_folder(output, step)
+        source = f"{self._path}/{final.name}"
+        temporary = final.with_name(final.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            manifest = self._fs.cat_file(f"{source}/{MANIFEST}")
+            names = _names_in(manifest)
+            if names is None or not all(self._fs.exists(f"{source}/{name}") for name in names):
+                return None
+            for name in names:
+                self._fs.get_file(f"{source}/{name}", str(temporary / name))
+                with open(temporary / name, "rb") as file:
+                    os.fsync(file.fileno())
+            write_bytes(temporary / MANIFEST, manifest)
+            if load(temporary) is None:
+                return None
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step
+            os.rename(temporary, final)
+            sync_folder(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return load(final)
+
+    def fetch_newest(self, output: Path, beyond: int = -1) -> Checkpoint | None:
+        """Copy the newest whole checkpoint after step `beyond` to a local run's folder; None if there is none."""
+        for step in reversed([step for step in self.steps() if step > beyond]):
+            found = self.fetch(step, output)
+            if found is not None:
+                return found
+            get_logger().warning(f"{self.url}: incomplete or damaged checkpoint of step {step} passed over")
+        return None
+
+    def fetch_logs(self, output: Path, names: Collection[str] = LOGS) -> None:
+        """Copy the logs that are there to a local run's folder, over its own."""
+        for name in names:
+            if self._fs.exists(f"{self._path}/{name}"):
+                write_bytes(output / name, self._fs.cat_file(f"{self._path}/{name}"))
+
+    def _compare(self, path: str, size: int, crc: int) -> None:
+        """Read a file back."""
+        self._fs.invalidate_cache()
+        found, length = 0, 0
+        with self._fs.open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                found, length = zlib.crc32(block, found), length + len(block)
+        if (length, found) != (size, crc):
+            raise OSError(f"{path}: read back {length} bytes with CRC {found:08x}, written {size} with {crc:08x}")
+
+
+def split_step(place: str) -> tuple[str, int | None]:
+    """Return the run's folder and the step that a path or URL of a run or of one of its step folders names."""
+    run, _, last = place.rstrip("/").rpartition("/")
+    match = FOLDER.fullmatch(last)
+    return (run or ".", int(match[1])) if match else (place.rstrip("/"), None)
+
+
+def _names_in(manifest: bytes) -> list[str] | None:
+    """Return the names of the files, None for what is no manifest."""
+    try:
+        names: list[Any] = [entry["name"] for entry in json.loads(manifest)["files"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    # A name of another folder would be written outside the checkpoint.
+    return names if all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names) else None

@@ -1,0 +1,213 @@
+"""Where a run begins: its own checkpoints, their remote copies, another run's checkpoint, another run's weights."""
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mg.config.trainer import TrainerConfig
+from mg.errors import UserError
+from mg.files import write_text
+from mg.log import get_logger
+from mg.trainers import checkpoint
+from mg.trainers.checkpoint import Checkpoint
+from mg.trainers.remote import Outcome, RemoteFolder, is_url, split_step
+from mg.trainers.runlog import STEPWISE
+
+COURSE = ("optimizer", "schedule", "lr_reduce_on_plateau")
+"""Sections of the trainer's settings that decide where a run goes, beside its fingerprint."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on with; `option` is where it was found ("output_path", "remote", "resume_from")."""
+
+    checkpoint: Checkpoint
+    option: str
+    place: str
+
+
+def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None) -> Found | None:
+    """Return the checkpoint to resume, None for a new run.
+
+    The newest valid one in `output`, or of its remote copies where they are ahead; only without either, resume_from.
+    What is not in `output` is copied there from a URL, with the logs; from a path it is read, and the logs are copied.
+
+    Raises:
+        UserError: resume_from names nothing whole, or an earlier step of `output` itself; the remote folder cannot be
+            reached and there is nothing in `output`.
+    """
+    own = checkpoint.newest(output)
+    if remote is not None:
+        with Outcome() as outcome:
+            copied = remote.fetch_newest(output, -1 if own is None else own.step)
+            if copied is not None:
+                remote.fetch_logs(output)
+                _fetch_best(remote, copied, output)
+        if outcome.error is None and copied is not None:
+            return Found(copied, "remote", remote.url)
+        if outcome.error is not None and own is None:
+            raise UserError(f"train.remote={remote.url}: cannot be reached ({outcome.error}), and without it a "
+                            "new run would begin; try again later, or leave train.remote out") from outcome.error
+        if outcome.error is not None:
+            get_logger().warning(f"{remote.url}: cannot be reached ({outcome.error}); going on with what is here")
+    if own is not None:
+        if config.resume_from is not None:
+            _check_not_earlier(output, own, config.resume_from)
+        return Found(own, "output_path", str(own.folder))
+    if config.resume_from is None:
+        return None
+    found = _other(config.resume_from, output)
+    return Found(found, "resume_from", config.resume_from)
+
+
+@contextmanager
+def other_run(place: str, option: str) -> Iterator[Checkpoint]:
+    """Yield the checkpoint that a path or URL names, of a run (its newest) or of one step, to read weights from.
+
+    Raises:
+        UserError: there is none, it is damaged, or the URL cannot be reached.
+    """
+    if not is_url(place):
+        yield _local(place, option)
+        return
+    with tempfile.TemporaryDirectory(prefix="mg-init-") as temporary:
+        yield _fetched(place, option, Path(temporary))
+
+
+def changes(saved: Checkpoint, fingerprint: Mapping, config: TrainerConfig) -> list[tuple[str, object, object]]:
+    """Return (name, before, now) of everything in which the run that wrote `saved` differs from the present one."""
+    before, now = dict(saved.state["fingerprint"]), dict(json.loads(json.dumps(fingerprint)))
+    defaults = json.loads(json.dumps(asdict(TrainerConfig(steps=1))))
+    present = json.loads(json.dumps(asdict(config)))
+    for name in COURSE:  # what earlier versions did not know has been as its default is
+        stored = _merged(defaults[name], saved.state.get("config", {}).get(name, {}))
+        before["trainer"] = {**before.get("trainer", {}), name: stored}
+        now["trainer"] = {**now.get("trainer", {}), name: present[name]}
+    return checkpoint.differences(before, now)
+
+
+def tell_change(name: str, before: object, now: object) -> str:
+    """Return one of the changes as a text."""
+    return f"{name} was {_short(before)} is {_short(now)}"
+
+
+def check_changes(saved: Checkpoint, fingerprint: Mapping, config: TrainerConfig) -> list[str]:
+    """Return the changes that train.allow_changes admits, as texts.
+
+    Raises:
+        UserError: there are others; the message names them all.
+    """
+    allowed = [name.removeprefix("train.") for name in config.allow_changes]
+    refused, admitted = [], []
+    for name, before, now in changes(saved, fingerprint, config):
+        text = tell_change(name, before, now)
+        names = (name, name.removeprefix("trainer."))  # of the trainer's own, also as the options are called
+        fits = any(f"{one}.".startswith(f"{prefix}.") for one in names for prefix in allowed)
+        (admitted if fits else refused).append(text)
+    if refused:
+        raise UserError(f"{saved.folder}: cannot resume, the run differs: {', '.join(refused)}; choose another output "
+                        "folder, or name in train.allow_changes what may differ")
+    return admitted
+
+
+def take_weights(
+    weights: Mapping[str, object], saved: Checkpoint, *, strict: bool, place: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the arrays of a checkpoint that fit parameters by name and shape, averaged ones first, and what does not.
+
+    weights: parameters (anything with a shape) by name.
+
+    Raises:
+        UserError: something does not fit and `strict` is set, or nothing fits.
+    """
+    arrays = saved.tensors("model")
+    if (saved.folder / "ema.safetensors").is_file():
+        arrays.update((name, array) for name, array in saved.tensors("ema").items() if name in arrays)
+    wrong = [f"{name} is missing there" for name in sorted(weights.keys() - arrays.keys())]
+    wrong += [f"{name} is not in the network" for name in sorted(arrays.keys() - weights.keys())]
+    fitting = {}
+    for name in sorted(weights.keys() & arrays.keys()):
+        if tuple(arrays[name].shape) == tuple(weights[name].shape):
+            fitting[name] = arrays[name]
+        else:
+            wrong.append(f"{name} is {tuple(arrays[name].shape)} instead of {tuple(weights[name].shape)}")
+    if wrong and (strict or not fitting):
+        some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        remedy = "set train.init_strict false to leave these out" if fitting else "give a run of the same model"
+        raise UserError(f"train.init_from={place}: does not fit: {some}; {remedy}")
+    return fitting, wrong
+
+
+def _merged(defaults: object, stored: object) -> object:
+    if isinstance(defaults, dict) and isinstance(stored, dict):
+        return {**stored, **{name: _merged(value, stored.get(name, value)) for name, value in defaults.items()}}
+    return stored
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _other(place: str, output: Path) -> Checkpoint:
+    if is_url(place):
+        found = _fetched(place, "train.resume_from", output)
+        run, _ = split_step(place)
+        with Outcome() as outcome:
+            RemoteFolder(run, "train.resume_from").fetch_logs(output, [f"{name}.jsonl" for name in STEPWISE])
+        if outcome.error is not None:
+            get_logger().warning(f"{run}: its logs cannot be copied ({outcome.error})")
+        return found
+    found = _local(place, "train.resume_from")
+    for name in STEPWISE:
+        log = found.folder.parent / f"{name}.jsonl"
+        if log.is_file():
+            write_text(output / log.name, log.read_text("utf-8", errors="replace"))
+    return found
+
+
+def _local(place: str, option: str) -> Checkpoint:
+    run, step = split_step(place)
+    if step is None:
+        found = checkpoint.newest(Path(run))
+        if found is None:
+            raise UserError(f"{option}={place}: there is no valid checkpoint; give a run's folder or one of its step-*")
+        return found
+    found = checkpoint.load(Path(place))
+    if found is None:
+        raise UserError(f"{option}={place}: missing, incomplete or damaged; give another step of the run")
+    return found
+
+
+def _fetched(place: str, option: str, target: Path) -> Checkpoint:
+    run, step = split_step(place)
+    remote = RemoteFolder(run, option)
+    with Outcome() as outcome:
+        found = remote.fetch_newest(target) if step is None else remote.fetch(step, target)
+    if outcome.error is not None:
+        raise UserError(f"{option}={place}: cannot be read ({outcome.error}); check the URL and your permissions"
+                        ) from outcome.error
+    if found is None:
+        raise UserError(f"{option}={place}: there is no valid checkpoint; give a run's folder or one of its step-*")
+    return found
+
+
+def _fetch_best(remote: RemoteFolder, newest: Checkpoint, output: Path) -> None:
+    """Copy the best checkpoints as well, so that they stay in the local folder, too."""
+    there: Collection[int] = remote.steps()
+    for step, _ in newest.state.get("best", ()):
+        if step in there and not checkpoint.step_folder(output, int(step)).exists():
+            remote.fetch(int(step), output)
+
+
+def _check_not_earlier(output: Path, own: Checkpoint, place: str) -> None:
+    run, step = split_step(place)
+    inside = not is_url(place) and Path(run).resolve() == output.resolve()
+    if inside and step is not None and step < own.step:
+        raise UserError(f"train.resume_from={place}: {output} has newer checkpoints, up to step {own.step}; to go "
+                        "back, move those away, or choose another output folder")

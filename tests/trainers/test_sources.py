@@ -1,0 +1,300 @@
+"""Where a run begins: own checkpoints, remote copies, another run's checkpoint or weights."""
+
+import json
+import shutil
+
+import mindspore as ms
+import numpy as np
+import pytest
+import remote_drivers
+import trainer_toy
+from remote_drivers import DriverError, Flaky
+from trainer_toy import ToyLoss, ToyNet, ToySource, toy_config, toy_trainer
+
+import mg.device
+from mg.config.trainer import OptimizerConfig, TrainerConfig
+from mg.errors import UserError
+from mg.trainers import Trainer, mirror
+from mg.trainers.remote import RemoteFolder
+from mg.trainers.sources import changes, check_changes
+from mg.weights import read_weights
+
+TIMES = ("step_time", "samples_per_s", "data_wait")
+SETTINGS = dict(keep_best=1, monitor="figure", validate_every=2, save_every=2)
+
+
+@pytest.fixture(autouse=True)
+def drivers(monkeypatch, graph_mode):
+    mg.device.setup("CPU", "pynative")  # spares a compilation per run; what is tested knows nothing of the mode
+    remote_drivers.register()
+    monkeypatch.setattr(mirror.Mirror.__init__, "__kwdefaults__", {"attempts": 3, "pause": 0.001})
+
+
+def toy(output, steps, **changes):
+    validate = lambda step: {"figure": (step - 4.0) ** 2}  # noqa: E731
+    return toy_trainer(output, steps, changes.pop("source", None), validate=validate, **{**SETTINGS, **changes})
+
+
+def rows(output, name="metrics"):
+    lines = [json.loads(line) for line in (output / f"{name}.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def tensors(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def names(output):
+    return sorted(path.name for path in output.glob("step-*"))
+
+
+def source(output):
+    found = [row for row in rows(output, "events") if row["event"] == "source"]
+    return found[-1]["lines"][0]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run of 10 steps, all checkpoints kept."""
+    mg.device.setup("CPU", "pynative")
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    toy(folder, 10, keep_last=0).fit()
+    return folder
+
+
+def equal_to(straight, output, step=10):
+    assert tensors(output / f"step-{step:08d}") == tensors(straight / f"step-{step:08d}")
+    for name in ("metrics", "validation"):
+        assert rows(output, name) == [row for row in rows(straight, name) if row["step"] <= step]
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_a_run_goes_on_from_its_remote_copies_alone(straight, tmp_path, scheme):
+    url = "memory://bucket/run" if scheme == "memory" else f"file://{tmp_path}/there"
+    toy(tmp_path / "first", 7, remote=url).fit()  # 7: a step of its own, without validation in the whole run
+    saved = [row for row in rows(tmp_path / "first", "events") if row["event"] == "remote_save"]
+    assert saved and saved[-1]["attempts"] == 1
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(tmp_path / "second", ignore_errors=True)
+    toy(tmp_path / "second", 10, remote=url).fit()
+    assert source(tmp_path / "second") == f"everything from remote: {url}, step 7"
+    assert tensors(tmp_path / "second" / "step-00000010") == tensors(straight / "step-00000010")
+    assert rows(tmp_path / "second") == rows(straight)
+    assert names(tmp_path / "second") == ["step-00000004", "step-00000008", "step-00000010"]  # 4 is the best
+    assert (tmp_path / "second" / "BEST").read_text() == "step-00000004\n"
+    assert RemoteFolder(url, "train.remote").steps() == [4, 8, 10]
+    assert [row["event"] for row in rows(tmp_path / "second", "events")].count("start") == 1  # that of the first
+
+
+def test_a_remote_folder_that_fails_all_the_time_does_not_touch_the_training(straight, tmp_path):
+    Flaky.failures, Flaky.error = 10**6, DriverError
+    toy(tmp_path / "run", 10, remote="flaky://run").fit()
+    equal_to(straight, tmp_path / "run")
+    failed = [row for row in rows(tmp_path / "run", "events") if row["event"] == "remote_failed"]
+    assert failed and failed[-1]["reason"] == "DriverError: connection reset"
+    Flaky.failures = 0
+    toy(tmp_path / "run", 10, remote="flaky://run").fit()  # nothing to train, but to copy
+    assert RemoteFolder("flaky://run", "train.remote").steps() == [4, 8, 10]
+
+
+def test_what_is_ahead_wins_whether_here_or_there(tmp_path):
+    toy(tmp_path / "run", 4, remote="memory://run").fit()
+    shutil.copytree(tmp_path / "run", tmp_path / "old")
+    toy(tmp_path / "run", 8, remote="memory://run").fit()
+    toy(tmp_path / "old", 8, remote="memory://run").fit()
+    assert source(tmp_path / "old") == "everything from remote: memory://run, step 8"
+    assert [row["step"] for row in rows(tmp_path / "old")] == list(range(1, 9))
+    toy(tmp_path / "old", 10).fit()
+    toy(tmp_path / "old", 10, remote="memory://run").fit()
+    assert source(tmp_path / "old").startswith(f"everything from output_path: {tmp_path / 'old'}/step-00000010")
+
+
+def test_a_remote_folder_out_of_reach_is_an_error_only_where_nothing_else_is(tmp_path, monkeypatch, capfd):
+    toy(tmp_path / "run", 2).fit()
+
+    def ls(self, path, **options):
+        raise DriverError("no route to host")
+
+    monkeypatch.setattr(Flaky, "isdir", ls)
+    with pytest.raises(UserError, match=r"train.remote=flaky://run: cannot be reached \(no route to host\), and"):
+        toy(tmp_path / "new", 4, remote="flaky://run").fit()
+    toy(tmp_path / "run", 4, remote="flaky://run").fit()
+    assert "flaky://run: cannot be reached (no route to host); going on with what is here" in capfd.readouterr().err
+    assert names(tmp_path / "run")[-1] == "step-00000004"
+
+
+def test_a_refused_remote_checkpoint_is_not_left_behind(tmp_path):
+    toy(tmp_path / "run", 2, remote="memory://run").fit()
+    with pytest.raises(UserError, match="trainer.seed was 0 is 1"):
+        toy(tmp_path / "other", 4, remote="memory://run", seed=1).fit()
+    assert names(tmp_path / "other") == []
+
+
+@pytest.mark.parametrize("kind", ["step", "run", "url", "step url"])
+def test_everything_of_another_run_is_resumed_and_the_logs_are_joined(straight, tmp_path, kind):
+    earlier = tmp_path / "earlier"
+    shutil.copytree(straight, earlier)
+    for step in (8, 10) if "step" not in kind else ():
+        shutil.rmtree(earlier / f"step-{step:08d}")
+    place = {"step": f"{earlier}/step-00000006", "run": str(earlier), "url": f"file://{earlier}",
+             "step url": f"file://{earlier}/step-00000006/"}[kind]  # fmt: skip
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    toy(tmp_path / "run", 10, resume_from=place).fit()
+    assert source(tmp_path / "run") == f"everything from resume_from: {place}, step 6"
+    equal_to(straight, tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    assert (tmp_path / "run" / "BEST").read_text() == "step-00000008\n"  # the best of this folder
+    toy(tmp_path / "run", 12, resume_from=place).fit()  # the same command again: its own come first
+    assert source(tmp_path / "run").startswith(f"everything from output_path: {tmp_path / 'run'}/step-00000010")
+
+
+@pytest.mark.parametrize(
+    "place, words",
+    [
+        ("{0}/none", "train.resume_from={0}/none: there is no valid checkpoint"),
+        ("{0}/step-00000003", "train.resume_from={0}/step-00000003: missing, incomplete or damaged"),
+        ("file://{0}/none", "train.resume_from=file://{0}/none: there is no valid checkpoint"),
+        ("nonsense://x", "train.resume_from=nonsense://x: "),
+    ],
+)
+def test_nothing_to_resume_from_is_an_error(straight, tmp_path, place, words):
+    place, words = place.format(straight), words.format(straight)
+    with pytest.raises(UserError) as caught:
+        toy(tmp_path / "run", 10, resume_from=place).fit()
+    assert str(caught.value).startswith(words)
+
+
+def test_going_back_drops_the_logs_beyond(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    place = f"{run}/step-00000006"
+    with pytest.raises(UserError, match="has newer checkpoints, up to step 10; to go back, move those away"):
+        toy(run, 10, resume_from=place).fit()
+    assert rows(run) == rows(straight)
+    for step in (8, 10):
+        shutil.rmtree(run / f"step-{step:08d}")
+    (run / "STOP").touch()
+    toy(run, 10, resume_from=place).fit()  # stops before the first step
+    assert [row["step"] for row in rows(run)] == list(range(1, 7))
+    assert [row["step"] for row in rows(run, "validation")] == [2, 4, 6]
+    toy(run, 10).fit()
+    equal_to(straight, run)
+
+
+def test_a_resume_with_other_settings_is_refused_unless_they_are_named(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.05, clip_grad_norm=0.5)
+    other = dict(optimizer=optimizer, fingerprint={"data": {"size": [4, 4], "list": "x" * 200}})
+    with pytest.raises(UserError) as caught:
+        toy(run, 12, **other).fit()
+    said = str(caught.value)
+    assert said.startswith(f"{run}/step-00000010: cannot resume, the run differs: data.list was None is 'xxx")
+    assert "(202 characters), data.size was None is [4, 4], trainer.optimizer.lr was 0.03 is 0.001; " in said
+    assert said.endswith("or name in train.allow_changes what may differ")
+    with pytest.raises(UserError, match="the run differs: trainer.optimizer.lr was 0.03 is 0.001; choose"):
+        toy(run, 12, allow_changes=("data", "optimizer.l"), **other).fit()
+    toy(run, 12, allow_changes=("data", "train.optimizer.lr"), **other).fit()
+    assert rows(run)[-1]["step"] == 12 and rows(run)[-1]["lr"] == 1e-3
+    lines = [row for row in rows(run, "events") if row["event"] == "source"][-1]["lines"]
+    assert lines[-1] == "unlike there, as train.allow_changes admits: trainer.optimizer.lr was 0.03 is 0.001"
+    assert len(lines) == 4
+
+
+def test_settings_that_an_earlier_version_did_not_know_were_as_their_defaults(straight):
+    from mg.trainers import checkpoint
+
+    saved = checkpoint.newest(straight)
+    config, mark = toy_config(10), saved.state["fingerprint"]
+    del saved.state["config"]["schedule"], saved.state["config"]["optimizer"]["eps"]
+    assert check_changes(saved, mark, toy_config(20, log_every=7, schedule=TrainerConfig(steps=1).schedule)) == []
+    assert [name for name, _, _ in changes(saved, mark, config)] == ["trainer.schedule.warmup_steps"]
+
+
+def averaged(folder):
+    return {**read_weights(folder / "model.safetensors"), **{
+        name: array for name, array in read_weights(folder / "ema.safetensors").items() if not name.startswith("loss.")
+    }}
+
+
+@pytest.mark.parametrize("kind", ["run", "step", "url"])
+def test_weights_alone_begin_a_new_run(straight, tmp_path, kind):
+    place = {"run": str(straight), "step": f"{straight}/step-00000010", "url": f"file://{straight}"}[kind]
+    seen = {}
+
+    class Looking(ToySource):
+        def batch(self, index):
+            if index == 0:
+                seen.update((name, value.asnumpy().copy()) for name, value in trainer._main.weights.items())
+                seen.update((f"ema.{name}", value.asnumpy().copy()) for name, value in
+                            zip(trainer._main.trained, trainer._main.averages, strict=True))
+            return super().batch(index)
+
+    trainer = toy(tmp_path / "run", 3, source=Looking(seed=5), init_from=place, seed=5)
+    assert trainer.fit()["step"] == 3
+    want = averaged(straight / "step-00000010")
+    raw = read_weights(straight / "step-00000010" / "model.safetensors")
+    assert not np.array_equal(want["last.bias"], raw["last.bias"])
+    for name, array in want.items():
+        np.testing.assert_array_equal(seen[name], array)
+        if name != "frozen":
+            np.testing.assert_array_equal(seen[f"ema.{name}"], array)
+    lines = rows(tmp_path / "run", "events")[1]["lines"]
+    assert lines == [
+        f"weights, and nothing else, from train.init_from={place}, step 10", "unlike there: trainer.seed was 0 is 5",
+    ]
+    assert rows(tmp_path / "run")[0]["step"] == 1 and trainer.updates == 3
+    # A fresh optimizer: the same as a run whose network was made with these weights.
+    network = ToyNet()
+    for name, param in network.parameters_and_names():
+        param.set_data(ms.Tensor(want[name]))
+    same = Trainer(network=network, loss=ToyLoss(network), batches=ToySource(seed=5),
+                   config=toy_config(3, seed=5), output_path=tmp_path / "same")  # fmt: skip
+    same.fit()
+    assert tensors(tmp_path / "run" / "step-00000003") == tensors(tmp_path / "same" / "step-00000003")
+    toy(tmp_path / "run", 4, source=ToySource(seed=5), init_from=place, seed=5).fit()
+    assert source(tmp_path / "run").startswith("everything from output_path: ")
+
+
+class WiderNet(ToyNet):
+    """Another last layer, and a parameter more."""
+
+    def __init__(self):
+        super().__init__()
+        self.last.weight = ms.Parameter(ms.Tensor(np.zeros((trainer_toy.TARGETS, 2 * trainer_toy.HIDDEN), np.float32)))
+        self.more = ms.Parameter(ms.Tensor(np.float32([3.0])))
+        del self.frozen
+
+
+def test_weights_that_do_not_fit_are_listed_and_left_out_on_request(straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_toy, "ToyNet", WiderNet)
+    with pytest.raises(UserError) as caught:
+        toy(tmp_path / "run", 3, init_from=str(straight)).fit()
+    assert str(caught.value) == (
+        f"train.init_from={straight}: does not fit: more is missing there, frozen is not in the network, "
+        "last.weight is (3, 8) instead of (3, 16); set train.init_strict false to leave these out"
+    )
+    trainer = toy(tmp_path / "run", 3, init_from=str(straight), init_strict=False)
+    resumed, lines = trainer._begin()
+    assert not resumed and lines[1:4] == [
+        "left out: more is missing there", "left out: frozen is not in the network",
+        "left out: last.weight is (3, 8) instead of (3, 16)",
+    ]
+    weights = {name: value.asnumpy() for name, value in trainer._main.weights.items()}
+    np.testing.assert_array_equal(weights["first.weight"], averaged(straight / "step-00000010")["first.weight"])
+    assert not weights["last.weight"].any() and weights["more"] == 3.0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"remote": "bucket/run"}, "remote='bucket/run' must be a URL, such as file:///folder"),
+        ({"remote": ""}, "remote='' must be the name of a folder, or left out"),
+        ({"init_from": "a", "resume_from": "b"}, "init_from='a' must be left out where resume_from is given: that one "
+         "brings its weights along"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together(options, words):
+    with pytest.raises(UserError) as caught:
+        TrainerConfig(steps=5, **options)
+    assert str(caught.value) == words
