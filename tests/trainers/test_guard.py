@@ -295,4 +295,4 @@ def test_the_clock_counts_samples_and_the_frames_of_videos():
     videos = iter([{"video": np.zeros((2, 3, 5, 4, 4)), "names": ["a", "b"]}, {"video": np.zeros((3, 3, 1, 4, 4))}] * 2)
     clock = Clock(videos, 2, "video")
     assert len(list(clock)) == 2
-    assert (clock.samples, clock.frames, clock.ids) == (5, 2 * 5 + 3 * 1, ["a", "b"])
+    assert (clock.samples, clock.counts["frames"], clock.ids) == (5, 2 * 5 + 3 * 1, ["a", "b"])
