@@ -89,9 +89,15 @@ def test_commands_are_found_in_a_document():
     assert unknown_flags(words, "[-c C] --size N --a.b.c") == ["--siz", "--a.b"]
 
 
-def test_commands_of_the_readme_exist():
-    calls = commands(readme())
-    assert {program for program, _ in calls} >= {"scripts/train_tae.py", "scripts/inference_vae.py"}
+@pytest.mark.parametrize(
+    "document, some", [
+        ("README.md", {"scripts/train_tae.py", "scripts/inference_vae.py"}),
+        ("docs/logs.md", {"tools/plot_training.py", "tools/latent_statistics.py"}),
+    ],
+)
+def test_commands_of_a_document_exist(document, some):
+    calls = commands((ROOT / document).read_text("utf-8"))
+    assert {program for program, _ in calls} >= some
     for program, words in calls:
         assert (ROOT / program).is_file(), program
         assert not unknown_flags(words, show_help(program)[0]), f"{program} {words}"

@@ -53,8 +53,9 @@ def picture(
     legend, header = _legend(entries, width)
     sheet = Image.new("RGB", (width * _FINE, (PANEL[1] * down + header) * _FINE), "white")
     sheet.paste(legend, (0, 0))
+    x_axis = steps_axis(np.concatenate([curve.steps for curves in panels.values() for curve in curves]))
     for number, (key, curves) in enumerate(panels.items()):
-        panel = _panel(key, curves, colours, smooth, log, y_range, resumes)
+        panel = _panel(key, curves, colours, x_axis, smooth, log, y_range, resumes)
         sheet.paste(panel, (number % across * panel.width, header * _FINE + number // across * panel.height))
     return np.asarray(sheet.resize((sheet.width // _FINE, sheet.height // _FINE), Image.Resampling.BOX))
 
@@ -86,6 +87,7 @@ def _panel(
     key: str,
     curves: Sequence[Curve],
     colours: Mapping[str, str],
+    x_axis: Axis,
     smooth: float,
     log: bool,
     y_range: tuple[float, float] | None,
@@ -94,7 +96,6 @@ def _panel(
     left, top, right, bottom = (margin * _FINE for margin in _MARGINS)
     panel = Image.new("RGB", (PANEL[0] * _FINE, PANEL[1] * _FINE), "white")
     size = panel.width - left - right, panel.height - top - bottom
-    x_axis = steps_axis(np.concatenate([curve.steps for curve in curves]))
     y_axis = y_range and Axis(*y_range, log) or _roomy(axis_of(np.concatenate([c.values for c in curves]), log))
     plot = Image.new("RGB", size, "white")
     _grid(plot, x_axis, y_axis, [step for step in resumes if x_axis.low < step < x_axis.high])

@@ -147,6 +147,7 @@ def text_chart(
     *,
     log: bool = False,
     y_range: tuple[float, float] | None = None,
+    across: Axis | None = None,
     plain: bool = False,
     colour: bool = False,
 ) -> list[str]:
@@ -160,12 +161,13 @@ def text_chart(
         height: lines of the plot itself, without the two of the axis below it.
         log: logarithmic values.
         y_range: lowest and highest value, None for those of the curves.
+        across: axis of the steps, None for that of the curves.
         plain: ASCII only.
         colour: for a terminal.
     """
     steps = np.concatenate([curve.steps for curve in curves]) if curves else np.zeros(0)
     values = np.concatenate([curve.values for curve in curves]) if curves else np.zeros(0)
-    axis, across = axis_of(values, log, y_range), steps_axis(steps)
+    axis, across = axis_of(values, log, y_range), across or steps_axis(steps)
     marks = {}
     for value, label in axis.ticks(max(2, height // 3)):
         place = float(axis.place(np.float64(value)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mg.errors import UserError
-from mg.pipelines.charts import COLOURS, MARKERS, text_chart
+from mg.pipelines.charts import COLOURS, MARKERS, Axis, steps_axis, text_chart
 from mg.pipelines.curves import Curve, Run, choose_keys, read_run, smoothed, within
 
 PICTURE = "curves.png"
@@ -76,19 +76,20 @@ def plot_training(options: PlotOptions) -> list[str]:
         raise UserError(f"{', '.join(map(str, options.runs))}: nothing is logged there yet")
     first, last = options.steps or (0, None)
     panels = {key: [within(run.curves[key], first, last) for run in runs if key in run.curves] for key in keys}
+    across = steps_axis(np.concatenate([curve.steps for curves in panels.values() for curve in curves]))
     lines = []
     for key, curves in panels.items():
-        lines += [*_caption(key, curves, options), *_chart(curves, options), ""]
+        lines += [*_caption(key, curves, options), *_chart(curves, across, options), ""]
     if options.picture is not None:
         lines.append(_write_picture(Path(options.picture), panels, runs, options))
     return lines
 
 
-def _chart(curves: Sequence[Curve], options: PlotOptions) -> list[str]:
+def _chart(curves: Sequence[Curve], across: Axis, options: PlotOptions) -> list[str]:
     drawn = [smoothed(curve, options.smooth) for curve in curves]
     return text_chart(
-        drawn, options.width, options.height, log=options.log, y_range=options.y_range, plain=options.plain,
-        colour=options.colour,
+        drawn, options.width, options.height, log=options.log, y_range=options.y_range, across=across,
+        plain=options.plain, colour=options.colour,
     )
 
 

@@ -261,3 +261,16 @@ def test_a_run_that_has_logged_nothing_yet_says_so(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="nothing is logged there yet"):
         plot_training(PlotOptions(runs=[str(tmp_path)]))
+
+
+def test_charts_of_one_run_have_the_same_steps_below_each_other(tmp_path):
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 101)]
+    folder = write(tmp_path / "run", rows, [{"step": step, "val_x": 1.0 * step} for step in (40, 50, 60)])
+    lines = plot_training(PlotOptions(runs=[str(folder)], height=5))
+    starts = [line.index("└") for line in lines if "└" in line]
+    places = [[i - start for i, c in enumerate(line) if c == "┬"] for line, start in zip(
+        (line for line in lines if "└" in line), starts, strict=True
+    )]
+    widths = [len(line) - start for line, start in zip((line for line in lines if "└" in line), starts, strict=True)]
+    shares = [np.array(place) / width for place, width in zip(places, widths, strict=True)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.02)

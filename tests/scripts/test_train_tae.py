@@ -159,3 +159,9 @@ def test_clips_none_of_which_can_be_read(here, error_line, tmp_path):
     (tmp_path / "list.csv").write_text("video\nno.mp4\n")
     line = error_line(here(SCRIPT, *SETTINGS, "--csv_path", tmp_path / "list.csv", "--output_path", tmp_path / "o"), 5)
     assert "none of the 1 clips is readable" in line and "while building batch 0" in line
+
+
+def test_the_saved_configuration_alone_gives_the_same_losses(run, whole, tmp_path):
+    result = run(SCRIPT, "--config", whole[0] / "config.yaml", "--train.steps", 2, "--output_path", tmp_path / "again")
+    assert result.code == 0, result.err
+    assert losses(tmp_path / "again") == losses(whole[0])[:2]
