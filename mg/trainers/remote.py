@@ -18,9 +18,11 @@ from mg.errors import UserError
 from mg.files import sync_folder, write_bytes
 from mg.log import get_logger
 from mg.trainers.checkpoint import FOLDER, MANIFEST, Checkpoint, load, step_folder
+from mg.trainers.runlog import LINES, STEPWISE
+from mg.trainers.sinks import WANDB_RECORD
 
 _BLOCK = 1 << 22
-LOGS = ("metrics.jsonl", "validation.jsonl", "bad_steps.jsonl", "events.jsonl", "config.yaml")
+LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml")
 """What a run writes about itself and needs to go on writing elsewhere; copied beside the checkpoints."""
 
 

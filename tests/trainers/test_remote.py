@@ -155,6 +155,7 @@ def test_the_copies_are_kept_by_the_rules_and_none_is_made_in_vain(tmp_path):
     for step in range(1, 7):
         write(tmp_path, step)
         (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        (tmp_path / "wandb.json").write_text("{}")  # a run that goes on elsewhere is the same one there
     mirrored("memory://run", tmp_path, [1, 2], lambda steps: {*steps[-2:], *(s for s in steps if s % 4 == 0)})
     reports = mirrored(
         "memory://run", tmp_path, [3, 4, 5, 6], lambda steps: {*steps[-2:], *(s for s in steps if s % 4 == 0)}
@@ -162,6 +163,11 @@ def test_the_copies_are_kept_by_the_rules_and_none_is_made_in_vain(tmp_path):
     assert RemoteFolder("memory://run", "train.remote").steps() == [4, 5, 6]
     assert all(event == "remote_save" for event, _, _ in reports)
     assert stored("memory://run")["metrics.jsonl"] == b'{"step": 6}\n'
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    RemoteFolder("memory://run", "train.remote").fetch_logs(elsewhere)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {
+        "metrics.jsonl": b'{"step": 6}\n', "wandb.json": b"{}",
+    }
 
 
 def test_a_thread_that_does_not_come_to_its_end_is_left_behind(tmp_path, capfd):
