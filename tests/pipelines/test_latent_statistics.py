@@ -1,7 +1,9 @@
 """Statistics of latents: equal to numpy over all of them at once, stored, and used by what comes after."""
 
 import json
+import runpy
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore  # noqa: F401 - must be loaded before decord
@@ -20,6 +22,7 @@ from mg.dataset.manifest import Item
 from mg.errors import NoGoodClip, UserError
 from mg.files import write_json
 from mg.models.tae.loading import from_checkpoint
+from mg.pipelines import latent_statistics as room
 from mg.pipelines.encode_latents import encode_videos
 from mg.pipelines.latent_moments import LatentMoments
 from mg.pipelines.latent_statistics import factors_of, latent_statistics
@@ -167,3 +170,35 @@ def test_mistakes_are_named(weights, folder, tmp_path):
     (tmp_path / "list.csv").write_text("video\nnone.mp4\n")
     with pytest.raises(NoGoodClip, match=r"none of the 1 videos could be used \(none\.mp4: no such file\)"):
         latent_statistics(config(weights, tmp_path))
+
+
+def test_the_tool_prints_figures_and_factors(weights, folder, tmp_path, monkeypatch, capsys):
+    given = []
+
+    def stand_in(config):
+        given.append(config)
+        return {
+            "rows": 3, "encoded": 2, "skipped": 1, "shapes": {"9x32x32": 2}, "mean": 0.03125, "std": 2.0,
+            "samples": True, "values": 64, "channels": [{"mean": 0.5, "std": 1.5}, {"mean": -0.4375, "std": 2.5}],
+            "scaling_factor": 0.5, "shift_factor": 0.03125, "stored": {"scaling_factor": 0.85, "shift_factor": 0.03},
+        }
+
+    monkeypatch.setattr(room, "latent_statistics", stand_in)
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "latent_statistics.py"))
+    target = str(tmp_path / "out.safetensors")
+    tool["main"](
+        ["--tae.pretrained", str(weights), "--video_data.folder", str(folder), "--write", target, "--samples", "false"]
+    )
+    (config,) = given
+    assert (config.write, config.samples, config.video_data.folder) == (target, False, str(folder))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "3 videos and pictures: 2 used, 1 skipped",
+        "       2 of 9x32x32 (frames x height x width)",
+        "latents: mean 0.0312, standard deviation 2.0000 (samples' spread included), 64 values",
+    ]
+    assert lines[-4:-1] == [
+        "      1   -0.4375    2.5000", "scaling_factor 0.5 (the weights had 0.85)",
+        "shift_factor 0.03125 (the weights had 0.03)",
+    ]
+    assert lines[-1].startswith(f"weights with these factors are in {target}")
