@@ -123,7 +123,7 @@ class Quarantine:
         bad = len(self.reasons)
         if bad > self._allowed:
             path, reason = next(iter(self.reasons.items()))
-            listed = "" if self._path is None else f"; all of them are in {self._path}"
+            listed = "" if self._path is None else f"; all of them are in {self._path}, delete it once they are mended"
             raise TooManyBadClips(
                 f"{bad} of {self._total} files are bad, more than max_bad={self._share} allows; the first: {path}: "
                 f"{reason}{listed}"

@@ -26,9 +26,10 @@ from mg.config.train import (
 from mg.config.trainer import OptimizerConfig, PlateauConfig, TrainerConfig
 from mg.dataset.latents import Latent, LatentRecord, write_latent
 from mg.dataset.manifest import read_manifest
+from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.dataset.text_cache import EncoderRecord
 from mg.dataset.text_npz import write_text_npz
-from mg.errors import UserError
+from mg.errors import TooManyBadClips, UserError
 from mg.models.llama import load_llama
 from mg.models.text_encoders.features import TextFeatures
 from mg.pipelines import encode_text
@@ -298,6 +299,19 @@ def test_a_mix_of_lists_is_trained_on(config, folder):
     assert data.source.drawn(100) == pytest.approx(dict.fromkeys(mix, len(names) / 2), rel=0.05)
     other = open_data(replace(config, csv_path=None, mix={**mix, str(folder / "b.csv"): 2.0}))
     assert fingerprint_of(other)["mix"] != fingerprint_of(data)["mix"] == [[1.0, 1], [1.0, len(rows) - 2]]
+
+
+def test_too_many_unusable_items_end_the_run_with_an_exit_code_of_their_own(config, tmp_path):
+    folder = write_data(tmp_path / "data", VIDEOS + IMAGES)
+    few = replace(config, csv_path=str(folder / "list.csv"), data=settings(folder))
+    (folder / "latents" / "v1.npz").write_text("damaged")
+    assert open_data(few).source.quarantine.reasons.keys() == {str(folder / "latents" / "v1.npz")}
+    (folder / "latents" / "v2.npz").unlink()
+    with pytest.raises(TooManyBadClips, match=r"^2 of 7 files are bad, more than max_bad=0\.1 allows") as error:
+        train(few)
+    assert error.value.exit_code == 5
+    listed = (tmp_path / "run" / BAD_VIDEOS).read_text().splitlines()
+    assert [json.loads(line)["path"] for line in listed] == [str(folder / "latents" / f"v{n}.npz") for n in (1, 2)]
 
 
 def test_a_resumed_run_must_share_its_data(config, folder, tmp_path):

@@ -165,3 +165,16 @@ def test_the_saved_configuration_alone_gives_the_same_losses(run, whole, tmp_pat
     result = run(SCRIPT, "--config", whole[0] / "config.yaml", "--train.steps", 2, "--output_path", tmp_path / "again")
     assert result.code == 0, result.err
     assert losses(tmp_path / "again") == losses(whole[0])[:2]
+
+
+def test_too_many_missing_files_end_the_run_before_it_begins(here, error_line, root, tmp_path):
+    clips = root / "assets" / "clips"
+    (tmp_path / "list.csv").write_text("video\nbbb_meadow.mp4\nno1.mp4\nno2.mp4\n")
+    args = ["--csv_path", tmp_path / "list.csv", "--video_folder", clips, "--output_path", tmp_path / "o"]
+    line = error_line(here(SCRIPT, *SETTINGS, *args), 5)
+    assert "2 of 3 files are bad, more than max_bad=0.01 allows; the first: " in line
+    listed = tmp_path / "o" / "bad_videos.jsonl"
+    assert f"no1.mp4: file not found; all of them are in {listed}, delete it once they are mended" in line
+    lines = listed.read_text().splitlines()
+    assert len(lines) == 2 and str(clips / "no2.mp4") in lines[1]
+    assert not (tmp_path / "o" / "metrics.jsonl").exists()
