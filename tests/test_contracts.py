@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(
     path.relative_to(ROOT).as_posix() for folder in ("scripts", "tools") for path in (ROOT / folder).glob("*.py")
 )
+DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 HELP_SECONDS = 2.0
 
 
@@ -89,16 +90,22 @@ def test_commands_are_found_in_a_document():
     assert unknown_flags(words, "[-c C] --size N --a.b.c") == ["--siz", "--a.b"]
 
 
-@pytest.mark.parametrize(
-    "document, some", [
-        ("README.md", {"scripts/train_tae.py", "scripts/inference_vae.py"}),
-        ("docs/logs.md", {"tools/plot_training.py", "tools/latent_statistics.py"}),
-    ],
-)
-def test_commands_of_a_document_exist(document, some):
-    calls = commands((ROOT / document).read_text("utf-8"))
-    assert {program for program, _ in calls} >= some
-    for program, words in calls:
+def test_commands_of_documents_are_found():
+    assert {program for program, _ in commands(readme())} >= {"scripts/train_tae.py", "scripts/inference_vae.py"}
+    logs = (ROOT / "docs/logs.md").read_text("utf-8")
+    assert {program for program, _ in commands(logs)} >= {"tools/plot_training.py", "tools/latent_statistics.py"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_of_a_document_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_a_document_exist(document):
+    for program, words in commands((ROOT / document).read_text("utf-8")):
         assert (ROOT / program).is_file(), program
         assert not unknown_flags(words, show_help(program)[0]), f"{program} {words}"
         for flag, value in zip(words, words[1:], strict=False):
