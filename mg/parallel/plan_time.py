@@ -68,11 +68,11 @@ def traffic(
     d, kv, heads_kept = model.hidden_size, model.kv_heads * model.head_dim, dims.tensor * dims.sequence
     context = passes * _others(dims.context) * 2 * shares.whole * kv / heads_kept * value
     sequence = passes * _others(dims.sequence) * shares.inner * (2 * d + 2 * kv) / dims.tensor * value
-    # Three pairs of layers, each gathers its input and scatters its result; the text's keys and values take the whole
-    # text, whose gradient is summed.
+    # Three pairs of layers, each gathers its input and scatters its result; whole weights' gradients are summed, by
+    # those who own them.
     pairs = passes * 3 * 2 * shares.inner * d * value
-    text = 2 * shares.text * d * value * micro * model.num_hidden_layers * shares.rows
-    tensor = _others(dims.tensor) * (pairs + text + 2 * weights.whole * of_gradient)
+    whole = 2 * weights.whole * of_gradient / (shard if stage else 1)
+    tensor = _others(dims.tensor) * (pairs + whole)
     return Traffic(data=data, zero=zero, context=context, sequence=sequence, tensor=tensor)
 
 

@@ -127,8 +127,9 @@ def test_traffic_of_each_kind():
     assert ulysses.sequence == blocks * 2 * 4 * (tokens / 2 * d * 2) / 2
     assert ulysses.data == 2 * 1 / 2 * count * 4  # the weights are whole on both
     assert sent(context=2).context == blocks * 2 * 2 * tokens * d * 2 / 2
-    pairs, text = blocks * 2 * 6 * tokens * d * 2 / 2, blocks * 2 * 24 * d * 2 / 2
-    assert sent(tensor=2).tensor == pairs + text + Weights.of(TINY).whole * 4
+    pairs = blocks * 2 * 6 * tokens * d * 2 / 2
+    assert sent(tensor=2).tensor == pairs + Weights.of(TINY).whole * 4
+    assert sent(tensor=2, zero=2, zero_stage=1).tensor == pairs + Weights.of(TINY).whole * 4 / 2
     again = traffic(*parts(small(recompute=True), TINY, sequence=2))
     assert again.sequence == ulysses.sequence * 3 / 2
 
