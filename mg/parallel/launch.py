@@ -46,7 +46,8 @@ def launch(config: LaunchConfig, command: Sequence[str], scheduler: Sequence[str
 
     That is 0 if all processes ended with 0, else the code of the process that failed first (128 + n if signal n
     ended it; of several found at once one with a code of its own rather than a signal's or 1). With one process
-    there is no cluster: the command runs as it would by itself.
+    there is no cluster: the command runs as it would by itself. It is meant for a process of its own: at the end every
+    descendant of this process is killed, whoever started it.
 
     Args:
         config: number of processes, address, folder of logs, time limits.

@@ -13,7 +13,7 @@ from mg.config.plan import BYTES, PlanConfig
 from mg.models.llama.config import LlamaConfig, parameter_shapes
 from mg.parallel.dims import ParallelDims
 
-CPU_WIDTHS, CPU_INNER, CPU_SCORES = 70.0, 9.0, 4.0
+CPU_WIDTHS, CPU_INNER, CPU_SCORES = 75.5, 7.0, 4.0
 """What the CPU keeps of a block: so many tensors of (tokens, hidden_size), (tokens, intermediate_size) and of the
 score matrices of both attentions."""
 CPU_TRANSPOSED = 2.0
