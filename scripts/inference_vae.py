@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
 def _figures(row: dict) -> str:
     # None: of equal clips (infinite), or of frames smaller than the SSIM's window.
     psnr, ssim = ("-" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in (("psnr", 2), ("ssim", 4)))
-    return f"PSNR {psnr} dB  SSIM {ssim}"
+    lpips = f"  LPIPS {row['lpips']:.4f}" if row.get("lpips") is not None else ""
+    return f"PSNR {psnr} dB  SSIM {ssim}{lpips}"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ class ReconstructConfig:
     """Encode and decode in tiles of time and space: memory does not grow with the length of the video."""
     save_vis: bool = True
     """Write a side-by-side video and a contact sheet for each clip."""
+    lpips_path: str | None = None
+    """Weights of LPIPS, made by tools/convert_lpips.py, to measure it, too; 0 is equal, lower is better."""
     preset: Literal["auto", "sd35", "reference", "tiny"] = "auto"
     """Configuration of the network; auto reads it from the weights."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"

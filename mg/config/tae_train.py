@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mg.config.clips import ClipSettings
+from mg.config.discriminator import DiscriminatorConfig
 from mg.config.durability import check_one_origin
 from mg.config.guard import check_loss_scale
 from mg.config.mixing import check_mix
@@ -27,24 +28,52 @@ class TaeModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaeLossConfig:
-    """Training objective of the autoencoder (Movie Gen, 3.1.1)."""
+    """Training objective of the autoencoder (Movie Gen, 3.1.1); docs/objective.md has the formulas."""
 
-    reconstruction: Literal["l1", "l2"] = "l1"
-    """Error per pixel value."""
+    reconstruction: Literal["l1", "l2", "charbonnier"] = "l1"
+    """Error per pixel value; charbonnier is a smooth l1."""
     kl_weight: float = 1e-6
     """Weight of the KL term, 0 or above."""
     outlier_weight: float = 0.0
     """Weight of the outlier penalty, 0 leaves it out; the paper has 1e5."""
     outlier_r: float = 3.0
     """Standard deviations beyond which a latent vector counts as an outlier, above 0."""
+    perceptual_path: str | None = None
+    """Weights of LPIPS, made by tools/convert_lpips.py; with them validation has val_lpips, too."""
+    perceptual_weight: float | None = None
+    """Weight of LPIPS; none: 1 with perceptual_path, 0 without."""
+    perceptual_frames: int = 0
+    """Frames per clip that LPIPS compares, drawn anew for every batch; 0: all of them."""
+    adversarial: Literal["none", "hinge", "vanilla", "non_saturating"] = "none"
+    """Adversarial loss, of autoencoder and discriminator alike; none: there is no discriminator."""
+    adversarial_weight: float = 0.1
+    """Weight of the adversarial term, above 0."""
+    adversarial_start: int = 1
+    """First step in which the autoencoder has the adversarial term, not before disc.start; until then it is free."""
+    adaptive_limit: float = 1e4
+    """The adversarial weight is multiplied by the ratio of gradients at the last layer, up to this; 0 is off."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("kl_weight", "outlier_weight"):
-            if getattr(self, name) < 0:
+        for name in ("kl_weight", "outlier_weight", "perceptual_weight", "perceptual_frames", "adaptive_limit"):
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"loss.{name}={getattr(self, name)} must be 0 or above")
-        if self.outlier_r <= 0:
-            raise UserError(f"loss.outlier_r={self.outlier_r} must be above 0")
+        for name in ("outlier_r", "adversarial_weight"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"loss.{name}={getattr(self, name)} must be above 0")
+        if self.adversarial_start < 1:
+            raise UserError(f"loss.adversarial_start={self.adversarial_start} must be 1 or above")
+        if self.perceptual_weight and self.perceptual_path is None:
+            raise UserError(
+                f"loss.perceptual_weight={self.perceptual_weight} needs the weights of LPIPS: make them with "
+                "tools/convert_lpips.py and name them in loss.perceptual_path, or set the weight to 0"
+            )
+
+    @property
+    def lpips_weight(self) -> float:
+        """Weight of LPIPS, the default filled in."""
+        default = 0.0 if self.perceptual_path is None else 1.0
+        return default if self.perceptual_weight is None else self.perceptual_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +125,7 @@ class TaeTrainConfig:
     """Threads that prepare batches; 0: the training's own, between the steps. The batches are the same."""
     model: TaeModelConfig = field(default_factory=TaeModelConfig)
     loss: TaeLossConfig = field(default_factory=TaeLossConfig)
+    disc: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     data: ClipSettings = field(default_factory=lambda: ClipSettings(size=(256, 256), num_frames=16, batch_size=1))
     train: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=1000))
     valid: TaeValidationConfig = field(default_factory=TaeValidationConfig)
@@ -113,3 +143,17 @@ class TaeTrainConfig:
         every, step = self.valid.videos_every, self.train.validate_every
         if every and step and every % step:
             raise UserError(f"valid.videos_every={every} must be a multiple of train.validate_every={step}")
+        if self.loss.adversarial != "none":
+            self._check_adversarial()
+
+    def _check_adversarial(self) -> None:
+        if self.loss.adversarial_start < self.disc.start:
+            raise UserError(
+                f"loss.adversarial_start={self.loss.adversarial_start} is before disc.start={self.disc.start}: "
+                "a discriminator that has learned nothing has nothing to say; start it first"
+            )
+        if self.disc.r1_weight and self.mode == "pynative":
+            raise UserError(
+                f"disc.r1_weight={self.disc.r1_weight} needs second derivatives, which mode=pynative leaves out; "
+                "use mode=graph"
+            )

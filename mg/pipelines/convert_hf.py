@@ -151,6 +151,15 @@ def convert(folder: str | Path, output: str | Path | None = None, force: bool = 
     return result
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a PyTorch state dict as arrays by name, without running what the pickle holds; float types as stored.
+
+    Raises:
+        UserError: no torch, a damaged file, or one that holds more than plain tensors.
+    """
+    return {name: _numpy(path, name, tensor) for name, tensor in _load(path).items()}
+
+
 def _existing(folder: Path) -> Path | None:
     return next((folder / name for name in (MADE_SINGLE, MADE_INDEX) if (folder / name).is_file()), None)
 

@@ -21,13 +21,16 @@ from mg.dataset.video import probe, read_image, read_video, write_video
 from mg.errors import BadClip, NoGoodClip, UserError
 from mg.files import writable_folder, write_json, write_text
 from mg.log import get_logger
-from mg.metrics import psnr, ssim
+from mg.metrics import lpips, psnr, ssim
+from mg.metrics.lpips import Distance
+from mg.models.perceptual import Lpips, from_weights
+from mg.models.perceptual.lpips import LEAST_SIDE
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import from_checkpoint
 from mg.pipelines.pictures import contact_sheet, difference, side_by_side, write_png
 
 VALUE_RANGE = 255.0
-COLUMNS = ("video", "frames", "height", "width", "fps", "psnr", "ssim", "value_range", "error")
+COLUMNS = ("video", "frames", "height", "width", "fps", "psnr", "ssim", "lpips", "value_range", "error")
 ENDINGS = (".mp4", ".png", "_compare.mp4", "_sheet.png")
 FASTEST = 1000
 """Frames per second that a video can be written with."""
@@ -177,10 +180,10 @@ def _write(clip: Clip, result: np.ndarray, stem: Path, save_vis: bool) -> None:
     write_png(stem.with_name(f"{stem.name}_sheet.png"), contact_sheet(rows))
 
 
-def _row(clip: Clip, result: np.ndarray) -> dict:
+def _row(clip: Clip, result: np.ndarray, distance: Distance | None = None) -> dict:
     t, h, w, _ = clip.frames.shape
     fits = min(h, w) >= SSIM_WINDOW
-    return {
+    row = {
         "video": _printable(clip.item.name),
         "frames": t,
         "height": h,
@@ -189,6 +192,9 @@ def _row(clip: Clip, result: np.ndarray) -> dict:
         "psnr": _finite(psnr(clip.frames, result, VALUE_RANGE)),
         "ssim": _finite(ssim(clip.frames, result, VALUE_RANGE)) if fits else None,
     }
+    if distance is not None:
+        row["lpips"] = _finite(lpips(clip.frames, result, distance)) if min(h, w) >= LEAST_SIDE else None
+    return row
 
 
 def _finite(value: float) -> float | None:
@@ -202,11 +208,13 @@ def _mean(rows: Sequence[dict], key: str) -> float | None:
 
 
 def _write_metrics(folder: Path, config: ReconstructConfig, rows: list[dict], bad: list[dict]) -> dict:
-    mean = {"psnr": _mean(rows, "psnr"), "ssim": _mean(rows, "ssim")}
+    names = ("psnr", "ssim") if config.lpips_path is None else ("psnr", "ssim", "lpips")
+    mean = {name: _mean(rows, name) for name in names}
     report = {"value_range": VALUE_RANGE, "mean": mean, "clips": rows, "bad": bad, "config": asdict(config)}
     write_json(folder / "metrics.json", report)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="")
+    columns = [name for name in COLUMNS if name != "lpips" or config.lpips_path is not None]
+    writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     figures = [*rows, {"video": "mean", **mean}]
     writer.writerows([*({**row, "value_range": VALUE_RANGE} for row in figures), *bad])
@@ -217,7 +225,8 @@ def _write_metrics(folder: Path, config: ReconstructConfig, rows: list[dict], ba
 def reconstruct(config: ReconstructConfig) -> dict:
     """Reconstruct every clip; write the videos, pictures, `metrics.json` and `metrics.csv`.
 
-    PSNR and SSIM compare 8-bit frames (value range 255) before the result is compressed as a video.
+    PSNR, SSIM and, where its weights are given, LPIPS compare 8-bit frames (value range 255) before the result is
+    compressed as a video.
 
     Returns:
         What stands in `metrics.json`: value_range, mean, clips, bad, config.
@@ -230,6 +239,7 @@ def reconstruct(config: ReconstructConfig) -> dict:
     folder = writable_folder(config.output_path, "--output_path")
     device.setup(config.device, config.mode)
     network = _network(config)
+    distance = _distance(config)
     rows: list[dict] = []
     bad: list[dict] = []
     places = {item.row: place for item, place in zip(items, enumerate(_stems(items, folder), start=1), strict=True)}
@@ -241,7 +251,7 @@ def reconstruct(config: ReconstructConfig) -> dict:
                 number, stem = places[clip.item.row]
                 with tqdm.external_write_mode():  # an odd size is told while it is written
                     _write(clip, result, folder / stem, config.save_vis)
-                rows.append(_row(clip, result))
+                rows.append(_row(clip, result, distance))
                 if progress.disable:
                     get_logger().info("clip %d of %d: %s done", number, len(items), rows[-1]["video"])
             progress.update(len(rows) + len(bad) - progress.n)
@@ -251,6 +261,15 @@ def reconstruct(config: ReconstructConfig) -> dict:
         first = f"{bad[0]['video']}: {bad[0]['error']}"
         raise NoGoodClip(f"none of the {len(bad)} clips could be read ({first}); see {folder / 'metrics.json'}")
     return report
+
+
+def _distance(config: ReconstructConfig) -> Lpips | None:
+    if config.lpips_path is None:
+        return None
+    try:
+        return from_weights(config.lpips_path, (0.0, VALUE_RANGE))
+    except UserError as error:
+        raise UserError(f"--lpips_path {error}; tools/convert_lpips.py makes such a file") from error
 
 
 def _network(config: ReconstructConfig) -> TemporalAutoencoder:

@@ -9,7 +9,8 @@ import numpy as np
 from mg.dataset.manifest import Item
 from mg.dataset.video import write_video
 from mg.errors import BadClip, UserError
-from mg.metrics import psnr, ssim
+from mg.metrics import lpips, psnr, ssim
+from mg.metrics.lpips import Distance
 from mg.models.tae import TemporalAutoencoder
 from mg.pipelines.pictures import contact_sheet, difference, side_by_side, write_png
 from mg.pipelines.reconstruct import VALUE_RANGE, Clip, read_clip, reconstruct_frames
@@ -80,8 +81,9 @@ def validator(
     size: int,
     frames: int,
     videos: ComparisonVideos | None = None,
+    distance: Distance | None = None,
 ) -> Callable[[int], dict[str, float]]:
-    """Return a function that reconstructs fixed clips and gives the mean over clips of PSNR and SSIM.
+    """Return a function that reconstructs fixed clips and gives the mean over clips of PSNR, SSIM and LPIPS.
 
     Clips, reconstructions and figures are those of `reconstruct`: 8-bit frames (value range 255), from the latent's
     mean. A network that gives NaN or infinity has the figures NaN, and no videos.
@@ -92,6 +94,7 @@ def validator(
         size: side of the centre crop in pixels.
         frames: frames from the start of each clip.
         videos: what to show of them, None for nothing.
+        distance: LPIPS for pictures of 0 to 255; None leaves val_lpips out.
 
     Raises:
         UserError: a clip cannot be read.
@@ -101,6 +104,8 @@ def validator(
     except BadClip as error:
         raise UserError(f"valid.csv_path: {error}; take it off the list") from error
 
+    names = ("val_psnr", "val_ssim") if distance is None else ("val_psnr", "val_ssim", "val_lpips")
+
     def validate(step: int) -> dict[str, float]:
         network.set_train(False)
         scores, results = [], []
@@ -108,13 +113,13 @@ def validator(
             try:
                 result = reconstruct_frames(network, [clip.frames])[0]
             except UserError:
-                return {"val_psnr": math.nan, "val_ssim": math.nan}
-            scores.append((psnr(clip.frames, result, VALUE_RANGE), ssim(clip.frames, result, VALUE_RANGE)))
+                return dict.fromkeys(names, math.nan)
+            row = [psnr(clip.frames, result, VALUE_RANGE), ssim(clip.frames, result, VALUE_RANGE)]
+            scores.append(row if distance is None else [*row, lpips(clip.frames, result, distance)])
             if videos is not None and len(results) < videos.count:
                 results.append(result)
         if videos is not None and videos.is_due(step):
             videos.write(step, clips[: len(results)], results)
-        means = np.mean(scores, 0)
-        return {"val_psnr": float(means[0]), "val_ssim": float(means[1])}
+        return {name: float(mean) for name, mean in zip(names, np.mean(scores, 0), strict=True)}
 
     return validate

@@ -19,7 +19,8 @@ from mg.errors import UserError
 from mg.files import write_text
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import metadata_of
-from mg.models.tae.loss import TaeLoss
+from mg.pipelines.reconstruct import VALUE_RANGE
+from mg.pipelines.tae_objective import Objective, build_objective, lpips_for
 from mg.pipelines.tae_watch import ComparisonVideos, validator
 from mg.rng import stream
 from mg.trainers.budget import with_budget
@@ -32,10 +33,12 @@ VIDEOS = "validation"
 
 
 class NoisyClips:
-    """Adds to every batch of clips the noise that the latent is sampled with."""
+    """Adds to every batch of clips the noise that the latent is sampled with, and what else an objective draws."""
 
-    def __init__(self, clips: ClipSource, network: TemporalAutoencoder, seed: int) -> None:
-        self._clips, self._network, self._seed = clips, network, seed
+    def __init__(
+        self, clips: ClipSource, network: TemporalAutoencoder, seed: int, objective: Objective | None = None
+    ) -> None:
+        self._clips, self._network, self._seed, self._objective = clips, network, seed, objective
 
     def batch(self, index: int) -> dict[str, np.ndarray | list[str]]:
         """Return the clips of batch `index` with `noise` (b, z, t8, h8, w8); a pure function of the index."""
@@ -43,6 +46,8 @@ class NoisyClips:
         b, _, t, h, w = batch["video"].shape
         shape = (b, self._network.config.z_channels, *self._network.latent_size(t, h, w))
         batch["noise"] = stream(self._seed, "tae.noise", index).standard_normal(shape, np.float32)
+        if self._objective is not None:
+            batch.update(self._objective.inputs(index, batch["mask"], h, w))
         return batch
 
 
@@ -85,12 +90,12 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     """
     device.setup(config.device, config.mode)
     network = _network(config)
-    loss = TaeLoss(network, **asdict(config.loss))
+    objective = build_objective(network, config)
     source = ClipSource(
         _lists(config), config.data, weights=config.mix, bad_list=Path(config.output_path) / BAD_VIDEOS
     )
     config = replace(config, train=with_budget(config.train, config.data.batch_size, source.batches_per_epoch))
-    clips = NoisyClips(source, network, config.train.seed)
+    clips = NoisyClips(source, network, config.train.seed, objective)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
@@ -106,17 +111,20 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         videos = ComparisonVideos(
             Path(config.output_path) / VIDEOS, valid.videos, valid.videos_every, config.train.steps
         )
-        validate = validator(network, listed, valid.image_size, valid.num_frames, videos)
+        lpips = lpips_for(config.loss, (0.0, VALUE_RANGE))
+        validate = validator(network, listed, valid.image_size, valid.num_frames, videos, lpips)
     trainer = Trainer(
         network=network,
-        loss=loss,
+        loss=objective.loss,
+        memory=objective.memory,
+        opponents=objective.opponents,
         batches=batches,
         config=config.train,
         output_path=config.output_path,
         validate=validate,
         fingerprint={
             "model": asdict(network.config),
-            "loss": asdict(config.loss),
+            **objective.fingerprint,
             "data": config.data.of_batches,
             "clips": source.fingerprint,
         },

@@ -1,0 +1,75 @@
+"""tools/convert_lpips.py: from the two public files to weights that the network takes."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from mg.errors import UserError
+from mg.models.perceptual import from_weights
+from mg.models.perceptual.adapter import CHANNELS
+from mg.weights import read_weights
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory):
+    """Random weights as torchvision and lpips store them."""
+    folder, draw = tmp_path_factory.mktemp("public"), torch.Generator().manual_seed(0)
+    vgg, layer, inputs = {}, 0, 3
+    for group in CHANNELS:
+        for width in group:
+            vgg[f"features.{layer}.weight"] = torch.randn(width, inputs, 3, 3, generator=draw)
+            vgg[f"features.{layer}.bias"] = torch.randn(width, generator=draw)
+            layer, inputs = layer + 2, width
+        layer += 1
+    vgg["classifier.6.bias"] = torch.zeros(4)
+    widths = (64, 128, 256, 512, 512)
+    lin = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1, generator=draw) for i, n in enumerate(widths)}
+    torch.save(vgg, folder / "vgg16.pth", _use_new_zipfile_serialization=False)  # as old as the public file
+    torch.save(lin, folder / "vgg.pth")
+    return folder, vgg, lin
+
+
+@pytest.fixture
+def tool(root):
+    spec = importlib.util.spec_from_file_location("convert_lpips", root / "tools" / "convert_lpips.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_two_files_become_the_networks_weights(tool, public, tmp_path, capsys):
+    folder, vgg, lin = public
+    output = tmp_path / "lpips.safetensors"
+    tool.main(["--vgg", str(folder / "vgg16.pth"), "--lin", str(folder / "vgg.pth"), "--output", str(output)])
+    assert "14.7 million values" in capsys.readouterr().out
+    network = from_weights(output)
+    np.testing.assert_array_equal(network.convs[12].weight.asnumpy(), vgg["features.28.weight"].numpy())
+    np.testing.assert_array_equal(network.convs[2].bias.asnumpy(), vgg["features.5.bias"].numpy())
+    np.testing.assert_array_equal(network.lin[3].asnumpy(), lin["lin3.model.1.weight"].numpy().reshape(-1))
+    assert len(read_weights(output)) == 31
+
+
+def test_wrong_files_are_refused_with_a_reason(tool, public, tmp_path):
+    folder, _, lin = public
+    vgg_path, lin_path, output = str(folder / "vgg16.pth"), str(folder / "vgg.pth"), str(tmp_path / "o.safetensors")
+    with pytest.raises(UserError, match="features.0.weight is missing"):
+        tool.main(["--vgg", lin_path, "--lin", lin_path, "--output", output])
+    with pytest.raises(UserError, match="there is no such file"):
+        tool.main(["--vgg", str(folder / "none.pth"), "--lin", lin_path, "--output", output])
+    with pytest.raises(UserError, match="choose this ending"):
+        tool.main(["--vgg", vgg_path, "--lin", lin_path, "--output", "lpips.ckpt"])
+    torch.save({name: -value for name, value in lin.items()}, tmp_path / "negative.pth")
+    with pytest.raises(UserError, match="negative weights of a distance"):
+        tool.main(["--vgg", vgg_path, "--lin", str(tmp_path / "negative.pth"), "--output", output])
+    torch.save({"lin0": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="nothing in it was run"):
+        tool.main(["--vgg", vgg_path, "--lin", str(tmp_path / "evil.pth"), "--output", output])
+    with pytest.raises(UserError, match="--vgg.*see --help"):
+        tool.main([])
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
