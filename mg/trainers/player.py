@@ -14,7 +14,7 @@ class Memory(Protocol):
     """Numbers an objective carries from step to step; they live on the host and in every checkpoint."""
 
     def inputs(self, step: int) -> dict[str, np.ndarray]:
-        """Return float32 scalars by name, added to every micro-batch of step `step` (1 and up)."""
+        """Return float32 arrays by name for all micro-batches of a step (1 and up): numbers, or switches by rank."""
 
     def observe(self, step: int, terms: Mapping[str, float]) -> None:
         """Take "loss" and the player's terms of a step whose update was applied; a skipped step is never observed."""
