@@ -18,12 +18,19 @@ class TaeModelConfig:
 
     preset: Literal["sd35", "reference", "tiny"] = "sd35"
     """Configuration of the network, one of mg.models.tae.PRESETS."""
+    z_channels: int | None = None
+    """Channels of the latent; none: the preset's. Weights to start from must have as many."""
     pretrained: str | None = None
     """Weights to start from (.safetensors or .ckpt), from tools/inflate_vae_to_tae.py for instance; none: random."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of the activations; the weights, statistics and the loss stay FP32."""
     use_recompute: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.z_channels is not None and self.z_channels < 1:
+            raise UserError(f"z_channels={self.z_channels} must be 1 or above")
 
 
 @dataclass(frozen=True, kw_only=True)

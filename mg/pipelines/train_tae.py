@@ -67,9 +67,10 @@ def _lists(config: TaeTrainConfig) -> dict[str, list[Item]]:
 
 def _network(config: TaeTrainConfig) -> TemporalAutoencoder:
     model = config.model
+    channels = {} if model.z_channels is None else {"z_channels": model.z_channels}
     try:
         return TemporalAutoencoder(
-            PRESETS[model.preset],
+            {**PRESETS[model.preset], **channels},
             pretrained=model.pretrained,
             use_recompute=model.use_recompute,
             dtype=model.dtype,
