@@ -75,3 +75,16 @@ def one_network_for_all(monkeypatch, networks):
         return networks[key]
 
     monkeypatch.setattr(reconstruct, "from_checkpoint", cached)
+
+
+@pytest.fixture(scope="session")
+def lpips_file(tmp_path_factory):
+    """Path of random weights of LPIPS."""
+    from mg.models.perceptual.adapter import parameter_shapes
+    from mg.weights import write_weights
+
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
+    tensors = {name: 0.05 * np.abs(rng.standard_normal(shape)) for name, shape in parameter_shapes().items()}
+    write_weights(path, {name: value.astype(np.float32) for name, value in tensors.items()})
+    return path

@@ -24,7 +24,7 @@ from mg.pipelines.tae_objective import build_objective, lpips_for
 from mg.pipelines.tae_watch import validator
 from mg.pipelines.train_tae import train_tae
 from mg.trainers.learner import Learner
-from mg.weights import read_weights, write_weights
+from mg.weights import read_weights
 
 MICRO = dict(
     PRESETS["tiny"], ch=4, ch_mult=[1, 1], num_res_blocks=1, norm_groups=2, z_channels=2, attn_type="spat_only",
@@ -125,18 +125,6 @@ def test_old_checkpoints_of_plain_runs_still_fit(config):
     """Parts that are off leave no trace in what a resumed run must share."""
     mark = small(config, loss=TaeLossConfig(), disc=DiscriminatorConfig()).fingerprint
     assert mark == {"loss": {"reconstruction": "l1", "kl_weight": 1e-6, "outlier_weight": 0.0, "outlier_r": 3.0}}
-
-
-@pytest.fixture(scope="module")
-def lpips_file(tmp_path_factory):
-    """Random weights of LPIPS."""
-    from mg.models.perceptual.adapter import parameter_shapes
-
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
-    tensors = {name: 0.05 * np.abs(rng.standard_normal(shape)) for name, shape in parameter_shapes().items()}
-    write_weights(path, {name: value.astype(np.float32) for name, value in tensors.items()})
-    return path
 
 
 def test_validation_measures_lpips_where_weights_are_given(config, lpips_file, folder):
