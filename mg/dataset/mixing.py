@@ -60,14 +60,10 @@ class Mix:
 
     def _window_of(self, number: int) -> int:
         """Find the window that a draw falls into, the last that begins at or before it."""
-        high = 1
-        while sum(self._before(high)) <= number:
-            high *= 2
-        low = high // 2  # begins at or before the draw
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if sum(self._before(middle)) <= number else (low, middle)
-        return low
+        window = int(number // sum(self._shares))  # begins at or before the draw: rounding down only takes draws away
+        while sum(self._before(window + 1)) <= number:
+            window += 1
+        return window
 
     def _mixed(self, window: int, before: Sequence[int]) -> np.ndarray:
         """List the groups of a window's draws in their order."""

@@ -326,7 +326,8 @@ def test_train_tae_takes_the_known_flags_and_reports(monkeypatch, capsys, tmp_pa
 
     def train_tae(config):
         seen.append(config)
-        return {"loss": 0.12345678, "val_psnr": 25.5, "step": 40, "stopped": stopped, "restart": stopped}
+        return {"loss": 0.12345678, "val_psnr": 25.5, "step": 40, "steps": 100000, "stopped": stopped,
+                "restart": stopped}  # fmt: skip
 
     pipeline = types.ModuleType("mg.pipelines.train_tae")
     pipeline.train_tae, pipeline.FINAL_WEIGHTS, pipeline.CONFIG_RECORD = train_tae, "tae.safetensors", "config.yaml"

@@ -192,6 +192,7 @@ def held():
     return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_ten_thousand_samples_are_streamed_in_flat_memory(tmp_path):
     frame = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), np.uint8)

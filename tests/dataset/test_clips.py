@@ -1,7 +1,6 @@
 """Training batches: the order, the mix, every alteration, bad clips, and the threads that build ahead."""
 
 import json
-import logging
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from mg.dataset.manifest import Item, read_manifest
 from mg.dataset.transforms import crop_resize, to_tensor
 from mg.dataset.video import read_video, write_video
 from mg.errors import NoGoodClip, TooManyBadClips, UserError
+from mg.log import get_logger
 
 CLIPS = Path(__file__).parents[2] / "assets" / "clips"
 PLAIN = ClipSettings(size=(16, 24), num_frames=4, batch_size=2, random_crop=False, flip=False)
@@ -229,7 +229,7 @@ def test_a_bad_clip_is_replaced_reported_once_and_counted(tmp_path, caplog):
     items = [*good, item(tmp_path / "bad.mp4"), item(tmp_path / "gone.mp4")]
     settings = replace(PLAIN, max_bad=0.5)
     source = ClipSource(items, settings)
-    logger = logging.getLogger("mg")
+    logger = get_logger()
     logger.addHandler(caplog.handler)
     try:
         ran = [source.batch(index) for index in range(10)]

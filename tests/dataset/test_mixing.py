@@ -1,6 +1,5 @@
 """Which group a draw comes from: the weights' counts in every window, whatever the position."""
 
-import logging
 from collections import Counter
 from fractions import Fraction
 
@@ -9,6 +8,7 @@ import pytest
 
 from mg.dataset.epochs import Epochs
 from mg.dataset.mixing import WINDOW, Mix, log_lists, weighted
+from mg.log import get_logger
 
 
 @pytest.mark.parametrize("weights", [(3, 1), (0.5, 0.3, 0.2), (1, 1, 1), (1000, 1), (0.333, 2 / 3)])
@@ -67,7 +67,7 @@ def test_the_log_has_a_line_per_list(caplog):
         def drawn(self, batches):
             return {"a.csv": 3 * batches, "b": batches}
 
-    logger = logging.getLogger("mg")
+    logger = get_logger()
     logger.addHandler(caplog.handler)
     try:
         log_lists(Source(), 0)

@@ -1,13 +1,13 @@
 """The list of bad files of a run: once each, believed when it is there, and too many are an error."""
 
 import json
-import logging
 import threading
 
 import pytest
 
 from mg.dataset.quarantine import Quarantine
 from mg.errors import BadClip, TooManyBadClips, UserError
+from mg.log import get_logger
 
 
 @pytest.mark.parametrize(("total", "share", "allowed"), [
@@ -36,7 +36,7 @@ def test_a_list_is_written_once_per_file_read_again_and_repaired(tmp_path, caplo
 
     with path.open("a") as file:
         file.write("no json\n" + '{"path": "torn.mp4", "rea')  # a crash in the middle of a line
-    logger = logging.getLogger("mg")
+    logger = get_logger()
     logger.addHandler(caplog.handler)
     try:
         again = Quarantine(10, 1.0, path)

@@ -1,7 +1,6 @@
 """`train_tae`: what it hands to the trainer: noise, masks, validation, the record of the run."""
 
 import json
-import logging
 import math
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from mg.config.trainer import TrainerConfig
 from mg.dataset.clips import ClipSource
 from mg.dataset.manifest import read_manifest, scan_folder
 from mg.errors import UserError
+from mg.log import get_logger
 from mg.models.tae import PRESETS
 from mg.pipelines import train_tae as room
 from mg.pipelines.reconstruct import reconstruct
@@ -140,7 +140,7 @@ def test_what_a_resumed_run_must_share(assemble, config, folder):
 
 def test_lists_are_mixed_and_the_log_tells_how_much_of_each(assemble, config, folder, caplog):
     (folder / "one.csv").write_text("video\n1.mp4\n")
-    logger = logging.getLogger("mg")
+    logger = get_logger()
     logger.addHandler(caplog.handler)
     mix = {str(folder / "list.csv"): 3.0, str(folder / "one.csv"): 1.0}
     stand = assemble(replace(config, mix=mix, video_folder=None))
