@@ -11,14 +11,15 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from paired import at_least_one, compare, serve
 
 from mg.config import cli
-from mg.config.tae_train import TaeTrainConfig
+from mg.config.tae_train import TaeLossConfig, TaeTrainConfig
+from mg.errors import UserError
 
 PARTS = ("gradient", "norm", "update")
 
@@ -37,13 +38,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> TaeTrainConfig:
-    """Return the training configuration with the sizes asked for, AdamW and no outlier penalty."""
+    """Return the training configuration with the sizes asked for, AdamW, and of the objective l1 or l2 and KL alone."""
     config = cli.load(TaeTrainConfig, args.config)
     size = args.size and (args.size, args.size)
     wanted = {"num_frames": args.frames, "size": size, "batch_size": args.batch_size}
     data = replace(config.data, **{name: value for name, value in wanted.items() if value is not None})
     train = replace(config.train, optimizer=replace(config.train.optimizer, name="adamw"))
-    return replace(config, data=data, train=train, loss=replace(config.loss, outlier_weight=0.0))
+    if config.loss.reconstruction not in ("l1", "l2"):
+        raise UserError(f"loss.reconstruction={config.loss.reconstruction}: the twin has l1 and l2; choose one of them")
+    loss = TaeLossConfig(reconstruction=config.loss.reconstruction, kl_weight=config.loss.kl_weight)
+    return replace(config, data=data, train=train, loss=loss)
 
 
 def _architecture(config: TaeTrainConfig) -> tuple[dict, Any]:
@@ -97,7 +101,7 @@ def ours(config: TaeTrainConfig, steps: int) -> tuple[Callable[[], Callable], Ca
     network = TemporalAutoencoder(_architecture(config)[0], use_recompute=config.model.use_recompute)
     start = _weights(config)
     load_into(network, start, path="benchmark")
-    loss = TaeLoss(network, **asdict(config.loss))
+    loss = TaeLoss(network, config.loss.reconstruction, config.loss.kl_weight)
     learner = Learner(network, loss, config.train.optimizer, ema_decay=config.train.ema_decay)
     network.set_train(True)
     batches = [_batch(config, index) for index in range(steps)]
