@@ -103,3 +103,30 @@ def test_a_run_out_of_time_asks_for_a_restart_and_one_told_to_stop_does_not(here
     assert result.out.splitlines()[0].startswith("step 0/2; stopped early")
     result = here(SCRIPT, *command, "--output_path", run)
     assert (result.code, result.out.splitlines()[0]) == (0, "step 2/2")
+
+
+def test_another_runs_state_or_its_weights(here, error_line, command, tmp_path):
+    """Everything is resumed to the same bits, other settings are refused by name; weights alone begin at step 0."""
+
+    def losses(name):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], row["loss"]) for row in rows]
+
+    def run(name, steps, *more):
+        flags = ("--train.steps", steps, "--output_path", tmp_path / name, *more)
+        return here(SCRIPT, *command, *flags)
+
+    for name, steps, *more in (
+        ("whole", 3), ("part", 2), ("rest", 3, "--train.resume_from", tmp_path / "part"),
+        ("new", 1, "--train.init_from", tmp_path / "part", "--train.seed", 7, "--data.batch_size", 1),
+    ):  # fmt: skip
+        result = run(name, steps, *more)
+        assert result.code == 0, result.err
+    assert losses("rest") == losses("whole")
+    for file in ("model", "optimizer", "ema"):
+        path = f"step-00000003/{file}.safetensors"
+        assert (tmp_path / "rest" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
+    assert [step for step, _ in losses("new")] == [1]
+    assert "unlike there: data.batch_size was 2 is 1" in result.err and "trainer.seed was 0 is 7" in result.err
+    line = error_line(run("other", 3, "--train.resume_from", tmp_path / "part", "--data.batch_size", 1))
+    assert f"{tmp_path}/part/step-00000002: cannot resume, the run differs: data.batch_size was 2 is 1; " in line
