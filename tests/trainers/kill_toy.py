@@ -4,6 +4,8 @@ python kill_toy.py OUTPUT PLACES... trains OUTPUT/straight without a break, and 
 other: each resumes and is killed at its place, the last one trains to the end. Each process is forked from this one,
 which has imported everything and computed nothing. Prints one JSON list: what was found after each of the killed.
 
+python kill_toy.py OUTPUT once PLACE trains OUTPUT in this process, up to its place.
+
 Places: a point of a save, such as "model": killed in the second save of the process, or later if not passed there.
 "batch:N": killed while asking for the N-th batch of the process. "TERM:N": SIGTERM then. "inside:NAME": half of a file
 is written.
@@ -20,7 +22,7 @@ from trainer_toy import ToySource, toy_trainer
 import mg.device
 from mg.trainers import checkpoint
 
-STEPS = 44
+STEPS = int(os.environ.get("KILL_TOY_STEPS", 44))
 SETTINGS = dict(keep_last=1, keep_best=1, keep_every=10, monitor="figure", validate_every=4)
 
 
@@ -94,6 +96,8 @@ def forked(output, place):
 
 def main(output, *places):
     root, found = Path(output), []
+    if places[:1] == ("once",):  # in this process, for a supervisor
+        return train(root, *places[1:])
     assert forked(root / "straight", None) == 0
     for place in places:
         before = checkpoint.newest(root / "killed")

@@ -9,6 +9,9 @@ import sys
 import kill_toy
 import pytest
 
+import mg.device
+from mg.config.supervise import SuperviseConfig
+from mg.parallel.supervise import supervise
 from mg.weights import read_weights
 
 BEFORE = ("folder", "model", "optimizer", "ema", "state", "manifest")
@@ -85,3 +88,20 @@ def test_there_is_a_kill_at_every_point_of_a_save(tmp_path):
         tmp_path, 6, validate=kill_toy.validate, hook=points.append, **kill_toy.SETTINGS
     ).fit()
     assert set(points) == {*BEFORE, *AFTER}
+
+
+def test_a_supervised_run_that_dies_again_and_again_comes_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("KILL_TOY_STEPS", "12")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    config = SuperviseConfig(run_folder=str(tmp_path / "run"), max_failures=1, pause_seconds=0.0)
+    command = [sys.executable, kill_toy.__file__, str(tmp_path / "run"), "once", "batch:10"]  # in its fifth step
+    assert supervise(config, command) == 0
+    starts = [row["step"] for row in rows(tmp_path / "run", "events") if row["event"] in ("start", "resume")]
+    assert starts == [0, 4, 8]
+    mg.device.setup("CPU", "pynative")
+    monkeypatch.setattr(kill_toy, "STEPS", 12)
+    kill_toy.train(tmp_path / "straight", None)
+    for name in ("model", "optimizer", "ema"):
+        file = f"step-00000012/{name}.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
+    assert rows(tmp_path / "run", "metrics") == rows(tmp_path / "straight", "metrics")
