@@ -1,12 +1,15 @@
 """docs/reliability.md speaks of modules, tests, options and files that there are."""
 
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from mg import errors
+from mg.config import cli
+from mg.config.tae_train import TaeTrainConfig
 from mg.config.trainer import TrainerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -50,3 +53,23 @@ def test_options_are_options_and_defaults_are_defaults():
     for row in table_rows("Checkpoints"):
         for name, default in re.findall(r"`(\w+)` \(`?(\w+)`?\)", row[0]):
             assert str(known[name]) == default, name
+
+
+def test_commands_can_be_parsed():
+    lines = [line for line in TEXT.splitlines() if line.startswith(".venv/bin/python ")]
+    assert len(lines) >= 1
+    for line in lines:
+        words = shlex.split(line)[1:]
+        programs = [number for number, word in enumerate(words) if word.endswith(".py")]
+        assert all((ROOT / words[number]).is_file() for number in programs)
+        config = [ROOT / word if word.startswith("configs/") else word for word in words[programs[-1] + 1 :]]
+        assert cli.parse(TaeTrainConfig, list(map(str, config))).train.steps > 0
+
+
+def test_examples_of_options_can_be_parsed():
+    examples = re.findall(r"`--(train\.[^`]+)`", " ".join(TEXT.split()))
+    assert len(examples) >= 5
+    for example in examples:
+        name, *value = shlex.split(f"--{example}")
+        words = [name, *(value or ["1"]), "--train.validate_every", "1"]
+        assert cli.parse(TaeTrainConfig, words).train.steps > 0, words
