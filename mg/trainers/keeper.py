@@ -104,10 +104,10 @@ class Keeper:
         """
         start = time.perf_counter()
         best = self.retention.with_figure(step, self._figure(figures))
-        log.sync()
         try:
+            log.sync()
             folder = checkpoint.save(self._output, step, tensors, {**state, "best": as_json(best)}, hook=self._hook)
-        except UserError as error:
+        except (OSError, UserError) as error:
             self._refused(log, step, error, last)
             return
         self._failed = 0
@@ -124,7 +124,10 @@ class Keeper:
         checkpoint.prune(self._output, lambda steps: self.retention.kept(steps) | waiting, hook=self._hook)
 
     def _point(self, name: str, step: int) -> None:
-        write_text(self._output / name, checkpoint.step_folder(self._output, step).name + "\n")
+        try:
+            write_text(self._output / name, checkpoint.step_folder(self._output, step).name + "\n")
+        except UserError as error:  # people alone read it: not worth the run
+            get_logger().warning(str(error))
 
     def _figure(self, figures: Mapping[str, float] | None) -> float | None:
         config = self._config
@@ -134,7 +137,7 @@ class Keeper:
             raise UserError(f"monitor={config.monitor}: the validation has {', '.join(figures) or 'nothing'}; name one")
         return figures[config.monitor]
 
-    def _refused(self, log: RunLog, step: int, error: UserError, last: bool) -> None:
+    def _refused(self, log: RunLog, step: int, error: Exception, last: bool) -> None:
         self._failed += 1
         allowed = self._config.max_failed_saves
         log.event("save_failed", step=step, reason=str(error), in_a_row=self._failed)

@@ -128,7 +128,10 @@ class RunLog:
     def close(self) -> None:
         """Close the files, the sinks and the progress bar."""
         for file in self._files.values():
-            file.close()
+            try:
+                file.close()
+            except OSError as error:
+                self._complain(file.name, error)
         if self._bar is not None:
             self._bar.close()
         self._sinks.close()
@@ -137,8 +140,15 @@ class RunLog:
 
     def _write(self, name: str, values: Mapping) -> None:
         file = self._files[name]
-        file.write(json.dumps({key: _plain(value) for key, value in values.items()}, allow_nan=False) + "\n")
-        file.flush()
+        line = json.dumps({key: _plain(value) for key, value in values.items()}, allow_nan=False) + "\n"
+        try:
+            file.write(line)
+            file.flush()
+        except OSError as error:  # a full disk does not end a training; the file tries again with the next line
+            self._complain(file.name, error)
+
+    def _complain(self, name: str, error: OSError) -> None:
+        self._log.warning(f"{name}: cannot be written ({error.strerror}); free some space, the training goes on")
 
 
 def line_of(kind: str, step: int, values: Mapping) -> str:

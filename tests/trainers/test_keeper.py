@@ -10,7 +10,7 @@ from trainer_toy import toy_trainer
 import mg.device
 from mg.errors import UserError
 from mg.files import write_text
-from mg.trainers import checkpoint
+from mg.trainers import checkpoint, runlog
 from mg.weights import read_weights
 
 
@@ -101,6 +101,30 @@ def test_a_refused_last_save_ends_the_run_at_once(tmp_path, monkeypatch):
     FullDisk(monkeypatch, refused=(2,))
     with pytest.raises(UserError, match="^step 4, at the end: .*No space left on device"):
         toy_trainer(tmp_path, 4).fit()
+
+
+def test_logs_on_a_full_disk_do_not_end_the_training(tmp_path, monkeypatch, capfd):
+    """/dev/full takes nothing; the lines wait for room as long as there is memory for them."""
+    opened = []
+
+    def begin(self, *args):
+        opened.append(self._files["metrics"])
+        self._files["metrics"] = open("/dev/full", "a")
+
+    monkeypatch.setattr(runlog.RunLog, "begin", begin)
+    with pytest.raises(UserError, match=r"step 6, 3 failed saves in a row \(max_failed_saves=3\): .*No space left"):
+        toy_trainer(tmp_path, 8).fit()
+    opened[0].close()
+    said = capfd.readouterr().err
+    assert "/dev/full: cannot be written (No space left on device); free some space, the training goes on" in said
+    assert [row["step"] for row in events(tmp_path, "save_failed")] == [2, 4, 6]  # they say how far the logs go
+
+
+def test_a_pointer_that_cannot_be_written_is_a_warning(tmp_path, capfd):
+    (tmp_path / "BEST").mkdir()
+    validated(tmp_path, 4).fit()
+    assert names(tmp_path) == ["step-00000004"]
+    assert f"cannot write {tmp_path}/BEST: there is a folder of that name" in capfd.readouterr().err
 
 
 def test_a_refused_save_is_not_among_the_best(tmp_path, monkeypatch):
