@@ -135,14 +135,14 @@ class GenerationSource:
             group = name if self.weights is None else f"{name}{_OF_LIST}{numbers[self._list_of[number]]}"
             (images if shape.frames == 1 else videos).setdefault(group, []).append(number)
         if not self._shapes:
-            raise NoGoodClip(f"frames={settings.frames}: every video is shorter; give a smaller one")
+            raise UserError(f"frames={settings.frames}: every video is shorter; give a smaller one")
         if short := total - len(self._shapes):
             get_logger().warning("%d videos are left out, shorter than all of frames=%s", short, settings.frames)
         if ratio is None:
             images, videos = {}, {**images, **videos}
         elif (ratio > 0 and not images) or (ratio < 1 and not videos):
             what = "videos" if images else "pictures"
-            raise NoGoodClip(f"image_ratio={ratio}: there are no {what} in the list; add some, or change the ratio")
+            raise UserError(f"image_ratio={ratio}: there are no {what} in the list; add some, or change the ratio")
         self._groups = {**images, **videos}
         self._images, self._videos = self._epochs(images, "image"), self._epochs(videos, "video")
 

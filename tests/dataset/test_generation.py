@@ -183,7 +183,7 @@ def test_long_videos_are_cut_to_the_buckets(tmp_path):
             assert sum(windows) == 1
             starts[windows.index(True)] += 1
     assert set(starts) == {0, 1, 2}
-    with pytest.raises(NoGoodClip, match="frames="):
+    with pytest.raises(UserError, match="frames="):
         GenerationSource(items, settings(folder, frames=(64,)))
 
 
@@ -507,5 +507,5 @@ def test_online_is_the_same_source(tmp_path, texts):
 @pytest.mark.parametrize("ratio, missing", [(0.5, "pictures"), (1.0, "pictures"), (0.5, "videos")])
 def test_a_ratio_needs_both_kinds(folder, ratio, missing):
     only = [one for one in ITEMS if one.is_image == (missing == "videos")]
-    with pytest.raises(NoGoodClip, match=f"image_ratio={ratio}: there are no {missing}"):
+    with pytest.raises(UserError, match=f"image_ratio={ratio}: there are no {missing}"):
         GenerationSource(only, settings(folder, image_ratio=ratio))
