@@ -204,12 +204,9 @@ class Trainer:
             self._report(log, verdict, {**figures, "": {**figures[""], **scale}}, clock.ids)
 
     def _rate(self, learner: Learner) -> float:
-        """Return the learning rate of this step; a player's schedule begins at its own first step."""
-        before = learner.start_step - 1
-        config = self.config
-        scheduled = learning_rate(
-            self.step - before, learner.optimizer.lr, config.schedule, config.steps - before
-        )
+        """Return the learning rate of the player's next update; skipped steps do not move its schedule."""
+        possible = self.config.steps - (learner.start_step - 1)
+        scheduled = learning_rate(learner.updates + 1, learner.optimizer.lr, self.config.schedule, possible)
         return self._plateau.rate(scheduled)
 
     def _report(

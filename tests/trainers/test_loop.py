@@ -264,3 +264,14 @@ def test_a_loss_may_say_what_is_logged_per_second(tmp_path, monkeypatch):
     assert list(rows(tmp_path)[0]).index("tokens_per_s") == list(rows(tmp_path)[0]).index("samples_per_s") + 1
     pace = rows(tmp_path, "events")[-1]["pace"]
     assert pace["steps"] == 3 and pace["tokens_per_s"] == pytest.approx(7 * pace["samples_per_s"])
+
+
+def test_a_skipped_step_does_not_move_the_schedule(tmp_path):
+    options = dict(schedule=ScheduleConfig(name="linear", warmup_steps=3))
+    toy_trainer(tmp_path / "clean", 8, **options).fit()
+    bad = ToySource(bad=(2, 9))  # steps 2 and 5
+    toy_trainer(tmp_path / "bad", 8, bad, **options).fit()
+    clean = [row["lr"] for row in rows(tmp_path / "clean")]
+    applied = [row["lr"] for row in rows(tmp_path / "bad") if not row["skipped"]]
+    assert [row["step"] for row in rows(tmp_path / "bad") if row["skipped"]] == [2, 5]
+    assert applied == clean[:6] and len(set(clean)) == 8
