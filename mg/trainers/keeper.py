@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 from mg.files import write_text
 from mg.log import get_logger
+from mg.parallel.groups import is_launched
 from mg.trainers import checkpoint
+from mg.trainers.lock import lock_folder
 from mg.trainers.mirror import Mirror
 from mg.trainers.remote import RemoteFolder
 from mg.trainers.retention import Retention, as_json
@@ -31,9 +34,16 @@ class Keeper:
         self._failed = 0
         self._remote = RemoteFolder(config.remote, "train.remote") if config.remote else None
         self._mirror: Mirror | None = None
+        self._lock: TextIO | None = None
 
     def find(self) -> Found | None:
-        """Return the checkpoint to go on with, None for a new run; see `mg.trainers.sources.find`."""
+        """Return the checkpoint to go on with, None for a new run; see `mg.trainers.sources.find`.
+
+        From here to the end of `copying` no other process can train in the folder; those of one launch are not told
+        apart and are not held off.
+        """
+        if not is_launched():
+            self._lock = lock_folder(self._output)
         checkpoint.remove_leftovers(self._output)
         return find(self._output, self._config, self._remote)
 
@@ -56,7 +66,10 @@ class Keeper:
     def copying(self, log: RunLog) -> Iterator[None]:
         """Copy to the remote folder during the block, and wait for the rest at its end, but not after Ctrl-C."""
         if self._remote is None:
-            yield
+            try:
+                yield
+            finally:
+                self._release()
             return
         timeout = self._config.long_timeout or None
         self._mirror = Mirror(self._remote, self._output, self.retention.kept)
@@ -70,11 +83,17 @@ class Keeper:
         finally:
             self._mirror.close(timeout)
             self.report(log)
+            self._release()
 
     def report(self, log: RunLog) -> None:
         """Log what has been copied, or has not, since the last call."""
         for values in self._mirror.reports() if self._mirror else ():
             log.event(values.pop("event"), **values)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def due(self, step: int, figures: Mapping[str, float] | None) -> bool:
         """Tell whether a checkpoint belongs at this step; figures: of its validation, None where there was none."""
