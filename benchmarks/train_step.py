@@ -112,9 +112,9 @@ def ours(config: TaeTrainConfig, steps: int) -> tuple[Callable[[], Callable], Ca
         learner.begin(learner.updates + 1)
         learner.add(batch)
         marks.append(time.perf_counter())
-        learner.measure()
+        figures = learner.measure()
         marks.append(time.perf_counter())
-        if not learner.is_finite:
+        if not np.isfinite([figures["loss"], figures["grad_norm"]]).all():
             raise SystemExit("loss or gradient is not finite")
         learner.apply(config.train.optimizer.lr)
         marks.append(time.perf_counter())
