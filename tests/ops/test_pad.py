@@ -5,7 +5,9 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
+import mg.device
 from mg.ops import crop, pad_edge
+from mg.ops.pad import pad_frames
 
 
 class Pad(nn.Cell):
@@ -47,3 +49,15 @@ def test_crop_keeps_the_first(peer, size):
     x = peer.noise(1, 2, 4, 6, 8)
     frames, height, width = size
     np.testing.assert_array_equal(crop(Tensor(x), *size).asnumpy(), x[:, :, :frames, :height, :width])
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("border, frames", [(1, 4), (1, 2), (2, 1), (0, 3)])
+def test_padded_frames_and_their_gradient(peer, monkeypatch, on_cpu, border, frames):
+    monkeypatch.setattr(mg.device, "is_cpu", lambda: on_cpu)
+    cell = pad_frames(border)
+
+    def twin(x):
+        return torch.cat([x[:, :, :1]] * border + [x] + [x[:, :, -1:]] * border, 2)
+
+    peer.agrees(cell, twin, peer.noise(2, 3, frames, 2, 2), atol=1e-6)
