@@ -33,8 +33,8 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "soap": ("exp_avg", "exp_avg_sq")
 """Tensors of a weight's shape that each kind of update keeps beside the weight."""
 
 
-def grouped(names: Sequence[str], params: Sequence[Parameter], config: OptimizerConfig) -> list[Group]:
-    """Sort parameters into groups, the smallest number of them.
+def grouped(names: Sequence[str], shapes: Sequence[tuple[int, ...]], config: OptimizerConfig) -> list[Group]:
+    """Sort parameters of these names and shapes into groups, the smallest number of them.
 
     Raises:
         UserError: a pattern of `lr_factors` or `weight_decays` fits no name.
@@ -42,13 +42,13 @@ def grouped(names: Sequence[str], params: Sequence[Parameter], config: Optimizer
     check_patterns("optimizer.lr_factors", config.lr_factors, names)
     check_patterns("optimizer.weight_decays", config.weight_decays, names)
     found: dict[tuple[str, float, float], list[int]] = {}
-    for place, (name, param) in enumerate(zip(names, params, strict=True)):
+    for place, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         kind = config.name
-        if kind == "soap" and not soap.is_matrix(param.shape):
+        if kind == "soap" and not soap.is_matrix(shape):
             kind = "adamw"
         if kind == "sgd" and config.momentum > 0:
             kind = "momentum"
-        spared = config.decay_on == "matrices" and len(param.shape) < 2
+        spared = config.decay_on == "matrices" and len(shape) < 2
         decay = _first(config.weight_decays, name, 0.0 if spared else config.weight_decay)
         found.setdefault((kind, _first(config.lr_factors, name, 1.0), decay), []).append(place)
     ordered = sorted(found, key=lambda key: key[0] != "soap")  # SOAP's host work begins with its first places

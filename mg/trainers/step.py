@@ -10,6 +10,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mg.config.trainer import OptimizerConfig
+from mg.errors import UserError
+from mg.parallel.shards import Shards
 from mg.trainers import soap
 from mg.trainers.ema import averages_of, decay_at, ema_update
 from mg.trainers.optim import (
@@ -33,11 +35,17 @@ class GradStep(nn.Cell):
     divided by it after.
     """
 
-    def __init__(self, loss: nn.Cell, params: ParameterTuple, scaled: bool = False) -> None:
-        """Differentiate `loss` with respect to `params`; `scaled` for a loss scale."""
+    def __init__(
+        self, loss: nn.Cell, params: ParameterTuple, scaled: bool = False, reduce: nn.Cell | None = None
+    ) -> None:
+        """Differentiate `loss` with respect to `params`; `scaled` for a loss scale.
+
+        reduce: takes the gradients and gives others for them.
+        """
         super().__init__(auto_prefix=False)  # else this wrapper would rename the parameters of the caller's loss
         self.loss = loss
         self.scaled = scaled
+        self.reduce = reduce
         self.map = ops.HyperMap()
         forward = self.scaled_forward if scaled else self.forward
         self.value_and_grad = ms.value_and_grad(forward, None, params, has_aux=True)
@@ -60,6 +68,8 @@ class GradStep(nn.Cell):
         (_, values, weight), grads = self.value_and_grad(*inputs)
         if self.scaled:
             grads = self.map(ops.partial(_times, 1.0 / inputs[0]), grads)
+        if self.reduce is not None:
+            grads = self.reduce(*grads)
         return (values, weight, *grads)
 
 
@@ -170,11 +180,17 @@ class ApplyStep(nn.Cell):
     """Clip, update and moving average of all parameters in one graph; owns the moments and the averages.
 
     names: of the parameters, for the patterns in `config`; Parameter.name where none are given.
+    shapes: of the whole parameters, where `params` are parts of them.
     ema_decay: 0 keeps no averages. All trainable parameters must be float32 (raises ValueError).
     """
 
     def __init__(
-        self, params: ParameterTuple, config: OptimizerConfig, ema_decay: float, names: Sequence[str] | None = None
+        self,
+        params: ParameterTuple,
+        config: OptimizerConfig,
+        ema_decay: float,
+        names: Sequence[str] | None = None,
+        shapes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         """Start with zero moments, and averages equal to the weights."""
         super().__init__(auto_prefix=False)
@@ -182,7 +198,8 @@ class ApplyStep(nn.Cell):
         if wrong:
             raise ValueError(f"trainable parameters must be float32 (cast inside the network): {', '.join(wrong[:5])}")
         self.params = params
-        self._groups = grouped(names or [param.name for param in params], params, config)
+        shapes = shapes or [param.shape for param in params]
+        self._groups = grouped(names or [param.name for param in params], shapes, config)
         scalars = [len(group_scalars(config, group, 1.0, 1)) for group in self._groups]
         self.groups = nn.CellList(
             [GroupStep(params, group, count) for group, count in zip(self._groups, scalars, strict=True)],
@@ -231,7 +248,8 @@ def clip_scale(norm: float, limit: float) -> float:
 class Stepper:
     """One optimizer step after another on one loss; counts compilations.
 
-    The loss is a cell with `inputs` and `terms` (names) whose construct returns (loss, weight, *terms).
+    The loss is a cell with `inputs` and `terms` (names) whose construct returns (loss, weight, *terms). With `shards`
+    it is a `mg.parallel.weighted.BatchLoss`, and what is updated are the parts that this device owns.
     """
 
     def __init__(
@@ -242,20 +260,29 @@ class Stepper:
         ema_decay: float,
         names: Sequence[str] | None = None,
         scaled: bool = False,
+        shards: Shards | None = None,
     ) -> None:
         """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`, `scaled` as for `GradStep`."""
         self._names = tuple(loss.inputs)
-        self._grad = GradStep(loss, params, scaled)
+        self._shards = shards
+        at_once = shards is not None and shards.stage >= 2  # else gradients are summed after the last micro-batch
+        self._grad = GradStep(loss, params, scaled, shards.reduce if at_once else None)
+        self._reduce = None if shards is None or at_once else shards.reduce
         self._scale: tuple[Tensor, ...] = ()
         self._accumulate = Accumulate(len(params))
-        self._norm = GradNorm()
+        self._norm = GradNorm() if shards is None else shards.norm
         self._total: tuple[Tensor, ...] | None = None
-        self.update = ApplyStep(params, config, ema_decay, names)
+        shapes = None if shards is None else [part.shape for part in shards.parts]
+        if shards is not None and config.name == "soap" and not shards.is_whole:
+            raise UserError("optimizer.name=soap needs whole weights; choose adamw, or set parallel.zero_stage to 0 "
+                            "and parallel.tensor to 1")  # fmt: skip
+        self.update = ApplyStep(params if shards is None else shards.owned, config, ema_decay, names, shapes)
 
     @property
     def compilations(self) -> int:
         """Number of graphs compiled so far (0 in PyNative mode): steady while the shapes stay the same."""
-        return sum(len(cell.compile_cache) for cell in (self._grad, self._accumulate, self._norm, self.update))
+        cells = {self._grad, self._accumulate, self._norm, self.update, *(self._shards.cells if self._shards else ())}
+        return sum(len(cell.compile_cache) for cell in cells)
 
     def begin(self, loss_scale: float | None = None) -> None:
         """Begin a step: forget what was added before."""
@@ -276,7 +303,19 @@ class Stepper:
         if self._total is None:
             raise ValueError("a step needs at least one micro-batch")
         (values, _, *grads), self._total = self._total, None
+        if self._reduce is not None:
+            grads = self._reduce(*grads)
         return values.asnumpy().copy(), float(self._norm(*grads).asnumpy()), tuple(grads)
+
+    def apply(self, grads: tuple[Tensor, ...], norm: float, lr: float, updates: int) -> None:
+        """Do update number `updates` as `ApplyStep.apply` does, on every device alike."""
+        self.update.apply(grads, norm, lr, updates)
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the network up to what the devices own now."""
+        if self._shards is not None:
+            self._shards.publish()
 
     def gradient(
         self, micro_batches: Iterable[Mapping[str, np.ndarray]]

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import checks_collectives
+import checks_modes
 
 
 def of(world: int) -> dict[str, Callable[[int], None]]:
-    return {**checks_collectives.of(world)}
+    return {**checks_collectives.of(world), **checks_modes.of(world)}

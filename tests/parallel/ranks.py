@@ -11,6 +11,7 @@ import checks
 
 
 def main(folder: Path, wanted: list[str]) -> None:
+    os.environ["MG_TEST_FOLDER"] = str(folder)
     (folder / f"pid-{os.getpid()}").write_text(str(os.getpid()))
     from mg import device
     from mg.parallel.groups import join_world
@@ -23,7 +24,7 @@ def main(folder: Path, wanted: list[str]) -> None:
             if wanted and not any(part in name for part in wanted):
                 continue
             start = time.perf_counter()
-            device.setup("CPU", "graph")
+            device.setup("CPU", "graph")  # a check may have left another mode
             try:
                 check(rank)
                 found = "equal"

@@ -85,9 +85,8 @@ def test_groups_equal_those_of_torch_adamw():
 
 
 def test_without_patterns_there_is_one_group():
-    params = [Parameter(Tensor(np.zeros(shape, np.float32))) for shape in SHAPES]
-    assert [group.places for group in grouped(NAMES, params, OptimizerConfig(weight_decay=0.1))] == [(0, 1, 2, 3, 4)]
-    by_size = grouped(NAMES, params, OptimizerConfig(weight_decay=0.1, decay_on="matrices"))
+    assert [group.places for group in grouped(NAMES, SHAPES, OptimizerConfig(weight_decay=0.1))] == [(0, 1, 2, 3, 4)]
+    by_size = grouped(NAMES, SHAPES, OptimizerConfig(weight_decay=0.1, decay_on="matrices"))
     assert [(group.weight_decay, group.places) for group in by_size] == [(0.1, (0, 3)), (0.0, (1, 2, 4))]
 
 

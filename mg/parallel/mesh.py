@@ -1,0 +1,89 @@
+"""One process' part in a parallel run: what it does to network, loss and parameters."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from mg.config.parallel import ParallelConfig
+from mg.models.llama.network import LlamaModel
+from mg.parallel.cells import Parts
+from mg.parallel.dims import ParallelDims
+from mg.parallel.groups import Groups, join_world
+from mg.parallel.kernels import Sum
+from mg.parallel.plans_llama import check_plain, parallelise_llama
+from mg.parallel.shards import Shards, joined, taken
+from mg.parallel.weighted import BatchLoss
+
+
+class Mesh:
+    """This process among all that take part.
+
+    Args:
+        config: degrees and stage.
+        rank: own number.
+        world: number of processes.
+
+    Raises:
+        UserError: the degrees do not fit the number of processes.
+    """
+
+    def __init__(self, config: ParallelConfig, rank: int, world: int) -> None:
+        self.dims = ParallelDims.of(config, world)
+        self.rank = rank
+        self.groups = Groups(self.dims, rank)
+        self._parts = Parts()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes checkpoints and records for all."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """Add up numbers over all processes; each of them has to call it at the same place."""
+        return Sum(self.groups["world"]).construct(Tensor(np.array(values, np.float32))).asnumpy().tolist()
+
+    @classmethod
+    def joined(cls, config: ParallelConfig) -> "Mesh | None":
+        """Join the processes that `msrun` started; None without it. The device has to be set up before."""
+        rank, world = join_world()
+        return cls(config, rank, world) if world > 1 else None
+
+    def apply(self, network: nn.Cell) -> None:
+        """Divide a network among the devices, in place; its parameters keep their names.
+
+        Raises:
+            UserError: something cannot be divided evenly, or not at all.
+        """
+        divided = parallelise_llama if isinstance(network, LlamaModel) else check_plain
+        self._parts.update(divided(network, self.groups))
+
+    def loss(self, loss: nn.Cell) -> nn.Cell:
+        """Return the loss over the rows of all devices."""
+        return BatchLoss(loss, self.groups["batch"])
+
+    def shards(self, params: Sequence[Parameter]) -> Shards:
+        """Return what this device owns of parameters, those of networks that `apply` has divided among them."""
+        return Shards(params, [self._parts.of(param) for param in params], self.groups)
+
+    def whole(self, param: Parameter) -> np.ndarray:
+        """Join what the devices have of a network's parameter; all of them have to ask for it."""
+        part = self._parts.of(param)
+        return joined(param, part, self.groups, part.flat)
+
+    def part(self, param: Parameter, array: np.ndarray) -> np.ndarray:
+        """Cut what this device has of a network's parameter out of the whole, if it is as large as that."""
+        part = self._parts.of(param)
+        return taken(array, part, self.groups, part.flat) if array.shape == part.shape else array
+
+    def rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Cut this device's rows out of a global batch, every entry of which has one row per sample.
+
+        Raises:
+            UserError: the rows cannot be divided evenly.
+            ValueError: entries of different lengths.
+        """
+        lengths = {name: len(value) for name, value in batch.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"entries of a batch must have one row per sample to be divided: {lengths}")
+        return {name: value[self.dims.batch_rows(self.rank, len(value))] for name, value in batch.items()}
