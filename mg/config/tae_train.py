@@ -8,6 +8,7 @@ from mg.config.discriminator import DiscriminatorConfig
 from mg.config.durability import check_one_origin
 from mg.config.guard import check_loss_scale
 from mg.config.mixing import check_mix
+from mg.config.parallel import ParallelConfig
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -135,6 +136,7 @@ class TaeTrainConfig:
     disc: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     data: ClipSettings = field(default_factory=lambda: ClipSettings(size=(256, 256), num_frames=16, batch_size=1))
     train: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=1000))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     valid: TaeValidationConfig = field(default_factory=TaeValidationConfig)
 
     def __post_init__(self) -> None:

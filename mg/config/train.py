@@ -7,6 +7,7 @@ from mg.config.durability import check_one_origin
 from mg.config.generation import GenerationSettings, TextFolders, TextPaths
 from mg.config.guard import check_loss_scale
 from mg.config.mixing import check_mix
+from mg.config.parallel import ParallelConfig
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 
@@ -191,6 +192,7 @@ class TrainConfig:
     tae: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     train: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=1000))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     valid: FlowValidationConfig = field(default_factory=FlowValidationConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 

@@ -12,7 +12,7 @@ from mg.parallel.dims import ParallelDims
 from mg.parallel.groups import Groups, join_world
 from mg.parallel.kernels import Sum
 from mg.parallel.plans_llama import check_plain, parallelise_llama
-from mg.parallel.shards import Shards, joined, taken
+from mg.parallel.shards import Part, Shards, joined, taken
 from mg.parallel.weighted import BatchLoss
 
 
@@ -65,6 +65,10 @@ class Mesh:
     def shards(self, params: Sequence[Parameter]) -> Shards:
         """Return what this device owns of parameters, those of networks that `apply` has divided among them."""
         return Shards(params, [self._parts.of(param) for param in params], self.groups)
+
+    def divided(self, param: Parameter) -> Part:
+        """Tell the whole shape of a network's parameter, and how the devices divide it."""
+        return self._parts.of(param)
 
     def whole(self, param: Parameter) -> np.ndarray:
         """Join what the devices have of a network's parameter; all of them have to ask for it."""

@@ -17,6 +17,7 @@ from mg.files import write_json, write_text
 from mg.models.llama import PRESETS, LlamaConfig, LlamaModel, load_weights, read_config
 from mg.models.llama.loading import CONFIG_FILE, WEIGHTS_FILE
 from mg.models.llama.loss import FlowLoss
+from mg.parallel.mesh import Mesh
 from mg.pipelines.pipeline_folder import Conditioning
 from mg.pipelines.train_data import (
     KeptTokens,
@@ -30,7 +31,7 @@ from mg.pipelines.train_data import (
 )
 from mg.pipelines.train_watch import FlowValidator, VideoSampler, decoder
 from mg.trainers.budget import with_budget
-from mg.trainers.loop import Trainer
+from mg.trainers.loop import Trainer, records_folder
 
 FINAL_FOLDER = "transformer"
 CONFIG_RECORD = "config.yaml"
@@ -51,7 +52,12 @@ def train(config: TrainConfig) -> dict[str, object]:
             "train.lr_reduce_on_plateau watches a validation: name --valid.csv_path, or set its factor to 1 (off)"
         )
     device.setup(config.device, config.mode)
-    data = open_data(config)
+    mesh = Mesh.joined(config.parallel)
+    if mesh and config.loss.token_drop and mesh.dims.size("batch") > 1:
+        raise UserError(f"loss.token_drop={config.loss.token_drop} names tokens by their place in the whole batch, "
+                        "which parallel.data and parallel.zero divide; set it to 0, or both to 1")  # fmt: skip
+    records = records_folder(config.output_path, mesh)
+    data = open_data(config, records)
     config = replace(
         config, train=with_budget(config.train, config.data.batch_size, data.source.batches_per_epoch)
     )
@@ -59,20 +65,24 @@ def train(config: TrainConfig) -> dict[str, object]:
     check_origin(said, data.made_by, f"model.pretrained={config.model.pretrained}")
     check_sizes(sizes, data)
     network = _network(config, sizes)
+    if mesh:
+        mesh.apply(network)
     loss = FlowLoss(network, config.loss.sigma_min, config.loss.token_drop > 0)
     trainer = Trainer(
         network=network,
         loss=loss,
-        batches=_batches(config, sizes, data),
+        batches=_batches(config, sizes, data, records),
         config=config.train,
         output_path=config.output_path,
-        validate=_validator(config, network, data),
+        validate=_validator(config, network, data, records),
         fingerprint={"model": sizes.to_dict(), "loss": asdict(config.loss), "data": fingerprint_of(data)},
+        mesh=mesh,
     )
     figures = trainer.fit()
     folder = Path(config.output_path) / FINAL_FOLDER
     trainer.export(folder / WEIGHTS_FILE, {"format": "mg"}, config.export_dtype)
-    write_json(folder / CONFIG_FILE, {**sizes.to_dict(), **conditioning(config, data).to_dict()})
+    if mesh is None or mesh.leads:
+        write_json(folder / CONFIG_FILE, {**sizes.to_dict(), **conditioning(config, data).to_dict()})
     return {**figures, "steps": config.train.steps}
 
 
@@ -159,14 +169,16 @@ def _network(config: TrainConfig, sizes: LlamaConfig) -> LlamaModel:
     return network
 
 
-def _batches(config: TrainConfig, sizes: LlamaConfig, data: TrainData) -> Callable[[int], Iterator[dict]]:
+def _batches(
+    config: TrainConfig, sizes: LlamaConfig, data: TrainData, records: Path
+) -> Callable[[int], Iterator[dict]]:
     source = data.source
     if config.loss.token_drop:
         source = KeptTokens(source, sizes, config.loss.token_drop, config.data.seed)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
-        write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
+        write_text(records / CONFIG_RECORD, cli.dump(config))
         log_lists(data.source, start)
         workers = 0 if data.source.online else config.workers  # networks run in the main thread only
         return Prefetcher(source, start, config.prefetch, workers, partial(log_lists, data.source))
@@ -174,7 +186,9 @@ def _batches(config: TrainConfig, sizes: LlamaConfig, data: TrainData) -> Callab
     return batches
 
 
-def _validator(config: TrainConfig, network: LlamaModel, data: TrainData) -> Callable[[int], dict[str, float]] | None:
+def _validator(
+    config: TrainConfig, network: LlamaModel, data: TrainData, records: Path
+) -> Callable[[int], dict[str, float]] | None:
     """Return what the trainer calls: the validation loss, and samples where they are due."""
     valid, sample = config.valid, config.sample
     measure = draw = None
@@ -186,7 +200,7 @@ def _validator(config: TrainConfig, network: LlamaModel, data: TrainData) -> Cal
         batch, empty, captions, frames = sample_batches(data, sample.count)
         decode = None if data.tae is None else decoder(data.tae, frames)
         guided = empty if sample.guidance_scale != 1 else None
-        draw = VideoSampler(network, sample, batch, guided, captions, decode, Path(config.output_path) / "samples")
+        draw = VideoSampler(network, sample, batch, guided, captions, decode, records / "samples")
     if measure is None and draw is None:
         return None
 

@@ -58,8 +58,12 @@ class TrainData:
         return {kind: text.width for kind, text in self.source.texts.items()}
 
 
-def open_data(config: TrainConfig) -> TrainData:
+def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
     """Open the lists, the latents, the embeddings and what encodes missing ones.
+
+    Args:
+        config: of the run.
+        records: folder for the list of bad files; None: the output folder.
 
     Raises:
         UserError: files or folders missing, damaged, or of models that do not belong together.
@@ -79,7 +83,7 @@ def open_data(config: TrainConfig) -> TrainData:
             raise UserError("text: no encoder is named; give the folder of at least one encoder's embeddings")
         knows_rates(texts, config.data.fps)  # told now, not when the network is trained
         latents = _latents(config, config.data, tae)
-        bad_list = Path(config.output_path) / BAD_VIDEOS
+        bad_list = (records or Path(config.output_path)) / BAD_VIDEOS
         source = GenerationSource(lists, config.data, latents, texts, weights=config.mix, bad_list=bad_list)
     except (NoGoodClip, TooManyBadClips):  # with an exit code of their own
         raise

@@ -19,12 +19,13 @@ from mg.errors import UserError
 from mg.files import write_text
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import metadata_of
+from mg.parallel.mesh import Mesh
 from mg.pipelines.reconstruct import VALUE_RANGE
 from mg.pipelines.tae_objective import Objective, build_objective, lpips_for
 from mg.pipelines.tae_watch import ComparisonVideos, validator
 from mg.rng import stream
 from mg.trainers.budget import with_budget
-from mg.trainers.loop import Trainer
+from mg.trainers.loop import Trainer, records_folder
 
 FINAL_WEIGHTS = "tae.safetensors"
 CONFIG_RECORD = "config.yaml"
@@ -90,17 +91,26 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         UserError: missing files or folders, or a checkpoint of another run in the output folder.
     """
     device.setup(config.device, config.mode)
+    mesh = Mesh.joined(config.parallel)
+    records = records_folder(config.output_path, mesh)
     network = _network(config)
+    if mesh:
+        mesh.apply(network)
+        mesh.dims.batch_rows(mesh.rank, config.data.batch_size)  # refused now, if at all
     objective = build_objective(network, config)
+    placed = [name for name in ("perceptual_frames", "tubelets") if name in objective.loss.inputs]
+    if mesh and placed and mesh.dims.size("batch") > 1:
+        raise UserError(f"{' and '.join(placed)} are drawn by their place in the whole batch, which parallel.data and "
+                        "parallel.zero divide; set loss.perceptual_frames or disc.tubelets to 0")  # fmt: skip
     source = ClipSource(
-        _lists(config), config.data, weights=config.mix, bad_list=Path(config.output_path) / BAD_VIDEOS
+        _lists(config), config.data, weights=config.mix, bad_list=records / BAD_VIDEOS
     )
     config = replace(config, train=with_budget(config.train, config.data.batch_size, source.batches_per_epoch))
     clips = NoisyClips(source, network, config.train.seed, objective)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
-        write_text(Path(config.output_path) / CONFIG_RECORD, cli.dump(config))
+        write_text(records / CONFIG_RECORD, cli.dump(config))
         log_lists(source, start)
         return Prefetcher(clips, start, config.prefetch, config.workers, partial(log_lists, source))
 
@@ -110,7 +120,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         folder = valid.video_folder or config.video_folder or Path(valid.csv_path).parent
         listed = read_manifest(valid.csv_path, folder)
         videos = ComparisonVideos(
-            Path(config.output_path) / VIDEOS, valid.videos, valid.videos_every, config.train.steps
+            records / VIDEOS, valid.videos, valid.videos_every, config.train.steps
         )
         lpips = lpips_for(config.loss, (0.0, VALUE_RANGE))
         validate = validator(network, listed, valid.image_size, valid.num_frames, videos, lpips)
@@ -129,6 +139,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
             "data": config.data.of_batches,
             "clips": source.fingerprint,
         },
+        mesh=mesh,
     )
     figures = trainer.fit()
     trainer.export(Path(config.output_path) / FINAL_WEIGHTS, metadata_of(network.config), config.export_dtype)

@@ -20,19 +20,32 @@ from mg.trainers.mirror import Mirror
 from mg.trainers.remote import RemoteFolder
 from mg.trainers.retention import Retention, as_json
 from mg.trainers.runlog import RunLog
-from mg.trainers.sources import Found, find
+from mg.trainers.sources import Found, find, find_here
 
 BEST = "BEST"
 
 
 class Keeper:
-    """Saves and prunes the checkpoints in `output`; hook: called with the name of each point passed (for tests)."""
+    """Saves and prunes the checkpoints in `output`.
 
-    def __init__(self, output: Path, config: TrainerConfig, hook: Callable[[str], None] = lambda point: None) -> None:
-        self._output, self._config, self._hook = output, config, hook
+    Args:
+        output: folder of the run.
+        config: which checkpoints stay.
+        hook: called with the name of each point passed (for tests).
+        leads: False in all but one of the processes that train together: they read, but write nothing.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        config: TrainerConfig,
+        hook: Callable[[str], None] = lambda point: None,
+        leads: bool = True,
+    ) -> None:
+        self._output, self._config, self._hook, self._leads = output, config, hook, leads
         self.retention = Retention(config, config.steps)
         self._failed = 0
-        self._remote = RemoteFolder(config.remote, "train.remote") if config.remote else None
+        self._remote = RemoteFolder(config.remote, "train.remote") if config.remote and leads else None
         self._mirror: Mirror | None = None
         self._lock: TextIO | None = None
 
@@ -42,6 +55,8 @@ class Keeper:
         From here to the end of `copying` no other process can train in the folder; those of one launch are not told
         apart and are not held off.
         """
+        if not self._leads:
+            return find_here(self._output, self._config)
         if not is_launched():
             self._lock = lock_folder(self._output)
         checkpoint.remove_leftovers(self._output)
@@ -52,14 +67,14 @@ class Keeper:
         saved = found.checkpoint
         # Checkpoints of earlier versions have no best ones; those of another run stay with that run.
         self.retention.restore(() if found.option == "resume_from" else saved.state.get("best", ()))
-        if saved.folder.parent == self._output:
+        if self._leads and saved.folder.parent == self._output:
             checkpoint.set_aside(self._output, beyond=saved.step)
             self._point(checkpoint.LATEST, saved.step)
             self._prune()
 
     def refused(self, found: Found) -> None:
         """Remove what was copied here to be resumed, and cannot be."""
-        if found.option != "output_path" and found.checkpoint.folder.parent == self._output:
+        if self._leads and found.option != "output_path" and found.checkpoint.folder.parent == self._output:
             shutil.rmtree(found.checkpoint.folder)
 
     @contextmanager
@@ -107,8 +122,8 @@ class Keeper:
         state: Mapping,
         figures: Mapping[str, float] | None,
         last: bool,
-    ) -> None:
-        """Commit a checkpoint, then delete those that need not stay.
+    ) -> bool:
+        """Commit a checkpoint, then delete those that need not stay; return whether this process has written it.
 
         Args:
             log: told of the save, or of its failure.
@@ -123,18 +138,25 @@ class Keeper:
         """
         start = time.perf_counter()
         best = self.retention.with_figure(step, self._figure(figures))
+        if not self._leads:
+            return False
         try:
             log.sync()
             folder = checkpoint.save(self._output, step, tensors, {**state, "best": as_json(best)}, hook=self._hook)
         except (OSError, UserError) as error:
             self._refused(log, step, error, last)
-            return
+            return False
         self._failed = 0
         log.event("save", step=step, folder=folder.name, seconds=round(time.perf_counter() - start, 3))
         self.retention.best = best
         if self._mirror is not None:
             self._mirror.submit(step)
         self._prune()
+        return True
+
+    def follow(self, step: int, figures: Mapping[str, float] | None) -> None:
+        """Take note of a checkpoint that the leading process has written, so that later ones are due for all alike."""
+        self.retention.best = self.retention.with_figure(step, self._figure(figures))
 
     def _prune(self) -> None:
         if self.retention.best:

@@ -1,6 +1,8 @@
 """One player in training: parameters by name, the gradient of a step, the update, and what a checkpoint keeps of it."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -9,6 +11,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from mg.config.trainer import OptimizerConfig
 from mg.errors import UserError
+from mg.parallel.mesh import Mesh
+from mg.parallel.shards import Part
+from mg.trainers.ema import swapped
 from mg.trainers.player import Memory
 from mg.trainers.select import frozen
 from mg.trainers.step import Stepper
@@ -24,6 +29,7 @@ class Learner:
     ema_decay: 0 keeps no averages.
     freeze: patterns of the network's parameters that stay as they are (mg.trainers.select.frozen).
     scaled: each step begins with a loss scale.
+    mesh: the processes that train together; each takes the gradient of its own rows of the batches.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Learner:
         ema_decay: float = 0.0,
         freeze: Sequence[str] = (),
         scaled: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         """Name the parameters and prepare the graphs; nothing is compiled before the first `add`."""
         self.network, self.optimizer, self.prefix, self.start_step = network, optimizer, prefix, start_step
@@ -49,9 +56,15 @@ class Learner:
             loss, self.weights, others, frozen(freeze, list(self.weights))
         )
         self.params = ParameterTuple(list(self.trained.values()))
+        self._places = {name: place for place, name in enumerate(self.trained)}
         self.updates = 0
         """Updates applied so far."""
-        self._stepper = Stepper(loss, self.params, optimizer, ema_decay, list(self.trained), scaled)
+        self._mesh = mesh
+        self._shards = mesh.shards(self.params) if mesh else None
+        self._stepper = Stepper(
+            mesh.loss(loss) if mesh else loss, self.params, optimizer, ema_decay, list(self.trained), scaled,
+            self._shards,
+        )  # fmt: skip
         self._memory = memory
         self._given: Arrays = {}
         self._figures: dict[str, float] = {}
@@ -63,15 +76,38 @@ class Learner:
         return self._stepper.compilations
 
     @property
+    def wholes(self) -> dict[str, Parameter | Part]:
+        """What has the shape of each of the network's weights, by name, however the processes divide them."""
+        return {name: self._mesh.divided(param) for name, param in self.weights.items()} if self._mesh else self.weights
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Size of what `tensors` returns."""
-        groups = (self.weights, self._moments(), self._averages())
-        return 4 * sum(int(np.prod(param.shape)) for group in groups for param in group.values())  # float32
+        wholes = {name: whole.shape for name, whole in self.wholes.items()}
+        shapes = list(wholes.values())
+        for name, param in {**self._moments(), **self._averages()}.items():
+            place = self._place(name)
+            shapes.append(param.shape if place is None else wholes.get(list(self.trained)[place], param.shape))
+        return 4 * sum(int(np.prod(shape)) for shape in shapes)  # float32
 
     @property
     def averages(self) -> Sequence[Parameter]:
-        """Moving averages in the order of `params`, empty without them."""
+        """Moving averages of what is owned here of `params`, in their order, empty without them."""
         return self._stepper.update.averages
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averages, where there are any, into the network for the length of the block."""
+        if not self.averages:
+            yield
+            return
+        owned = self.params if self._shards is None else self._shards.owned
+        try:
+            with swapped(owned, self.averages):
+                self._stepper.publish()
+                yield
+        finally:
+            self._stepper.publish()
 
     def begin(self, step: int, loss_scale: float | None = None) -> None:
         """Prepare step `step` (1 for the first)."""
@@ -93,21 +129,18 @@ class Learner:
     def apply(self, lr: float) -> None:
         """Update the parameters, moments and averages with the gradient measured."""
         self.updates += 1
-        self._stepper.update.apply(self._grads, self._figures["grad_norm"], lr, self.updates)
+        self._stepper.apply(self._grads, self._figures["grad_norm"], lr, self.updates)
         if self._memory:
             self._memory.observe(self._step, {name: self._figures[name] for name in ("loss", *self.terms)})
 
     def export(self) -> Arrays:
         """Return the network's weights, averaged where averages are kept, under its own names."""
         averages = {name: value for name, value in self._averages().items() if name in self.weights}
-        return {**arrays_of(self.weights), **arrays_of(averages)}
+        return {**self._whole("model", self.weights), **self._whole("ema", averages)}
 
     def tensors(self) -> dict[str, Arrays]:
         """Return the arrays of a checkpoint by file name without suffix."""
-        groups = {"model": self.weights, "optimizer": self._moments()}
-        if self.averages:
-            groups["ema"] = self._averages()
-        return {f"{self.prefix}{kind}": arrays_of(group) for kind, group in groups.items()}
+        return {f"{self.prefix}{kind}": self._whole(kind, group) for kind, group in self._groups().items()}
 
     def state(self) -> dict:
         """Return the rest of what a resumed run needs, as JSON values."""
@@ -115,19 +148,59 @@ class Learner:
 
     def start_from(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Begin with the weights given by name instead of the network's present ones; averages begin with them."""
-        restore_arrays({name: self.weights[name] for name in arrays}, arrays, Path())
-        restore_arrays(self._averages(), arrays_of(self.trained) if self.averages else {}, Path())
+        restore_arrays({name: self.weights[name] for name in arrays}, arrays, Path(), partial(self._part, "model"))
+        owned = self.params
+        if self._shards is not None:
+            self._shards.take()
+            owned = self._shards.owned
+        if self.averages:
+            restore_arrays(self._averages(), arrays_of(dict(zip(self.trained, owned, strict=True))), Path())
 
     def restore(self, tensors: Callable[[str], Arrays], state: Mapping, source: Path) -> None:
         """Go on from a checkpoint: `tensors` reads a file of it; raises UserError if it is of another make."""
-        groups = {"model": self.weights, "optimizer": self._moments()}
-        if self.averages:
-            groups["ema"] = self._averages()
-        for kind, group in groups.items():
-            restore_arrays(group, tensors(f"{self.prefix}{kind}"), source)
+        for kind, group in self._groups().items():
+            restore_arrays(group, tensors(f"{self.prefix}{kind}"), source, partial(self._part, kind))
+        if self._shards is not None:
+            self._shards.take()
         self.updates = state["updates"]
         if self._memory and state.get("memory") is not None:  # checkpoints of earlier versions have none
             self._memory.restore(state["memory"])
+
+    def _groups(self) -> dict[str, dict[str, Parameter]]:
+        """All tensors of a checkpoint by kind."""
+        groups = {"model": self.weights, "optimizer": self._moments()}
+        if self.averages:
+            groups["ema"] = self._averages()
+        return groups
+
+    def _place(self, name: str) -> int | None:
+        """Return the number of the trained parameter that a moment or average is of, None for other tensors."""
+        kind, _, rest = name.partition("/")
+        return self._places.get(name, None if kind == "param" else self._places.get(rest))
+
+    def _whole(self, kind: str, params: Mapping[str, Parameter]) -> Arrays:
+        """Return copies on the host, joined from all processes."""
+        if self._mesh is None:
+            return arrays_of(params)
+        if kind == "model":
+            return {name: self._mesh.whole(param) for name, param in params.items()}
+        places = {name: self._place(name) for name in params}
+        alone = arrays_of({name: param for name, param in params.items() if places[name] is None})
+        return {
+            name: alone[name] if name in alone else self._shards.whole(places[name], param)
+            for name, param in params.items()
+        }
+
+    def _part(self, kind: str, name: str, array: np.ndarray) -> np.ndarray:
+        """Cut this process' part out of a tensor of a checkpoint."""
+        if self._mesh is None:
+            return array
+        if kind == "model":
+            return self._mesh.part(self.weights[name], array) if name in self.weights else array
+        place = self._place(name)
+        if place is None or array.shape != self._shards.parts[place].shape:
+            return array
+        return self._shards.part(place, array)
 
     def _averages(self) -> dict[str, Parameter]:
         return dict(zip(self.trained, self.averages, strict=False))  # empty without EMA
@@ -161,8 +234,17 @@ def arrays_of(params: Mapping[str, Parameter]) -> Arrays:
     return {name: param.asnumpy().copy() for name, param in wide.items()}
 
 
-def restore_arrays(params: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray], source: Path) -> None:
-    """Set every parameter to the array of its name; raises UserError if names or shapes differ."""
+def restore_arrays(
+    params: Mapping[str, Parameter],
+    arrays: Mapping[str, np.ndarray],
+    source: Path,
+    cut: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array,
+) -> None:
+    """Set every parameter to the array of its name, or what `cut` makes of it.
+
+    Raises UserError if names or shapes differ.
+    """
+    arrays = {name: cut(name, array) for name, array in arrays.items()}
     wrong = [
         name for name in sorted(params.keys() | arrays.keys())
         if name not in params or name not in arrays or tuple(arrays[name].shape) != tuple(params[name].shape)

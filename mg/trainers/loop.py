@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mindspore import nn
@@ -12,8 +11,8 @@ from mindspore import nn
 from mg.config.trainer import TrainerConfig
 from mg.errors import NumericalAbort, UserError
 from mg.files import writable_folder
+from mg.parallel.mesh import Mesh
 from mg.trainers.checkpoint import check_space
-from mg.trainers.ema import swapped
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
 from mg.trainers.guard import Guard, Verdict
 from mg.trainers.keeper import Keeper
@@ -23,7 +22,7 @@ from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
 from mg.trainers.runlog import RunLog
 from mg.trainers.schedule import learning_rate
-from mg.trainers.sources import Found, changes, check_changes, other_run, take_weights, tell_change
+from mg.trainers.sources import OPTIONS, Found, changes, check_changes, other_run, take_weights, tell_change
 from mg.trainers.stops import Stops
 from mg.trainers.watchdog import Watchdog
 from mg.weights import write_weights
@@ -48,6 +47,8 @@ class Trainer:
     validate: called with the step, with the averaged weights in the network where ema_decay is set; returns figures.
     fingerprint: everything a resumed run must share with the one that wrote the checkpoint (JSON values).
     hook: called with the name of each point passed while saving (for tests).
+    mesh: the processes that train together. It has been applied to the networks; batches are those of all processes,
+        each of which takes its own rows. One process writes for all; the others keep their logs in ranks/N.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Trainer:
         validate: Callable[[int], dict[str, float]] | None = None,
         fingerprint: Mapping | None = None,
         hook: Callable[[str], None] = lambda point: None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Prepare a run; nothing is compiled, read or trained before `fit`."""
         if config.epochs or config.samples or config.global_batch:
@@ -76,7 +78,9 @@ class Trainer:
             raise UserError("lr_reduce_on_plateau needs a validation; name a validation list, or set its factor to 1")
         if validate is None and config.keep_best:
             raise UserError("keep_best needs a validation; name a validation list, or set it to 0")
-        self._keeper = Keeper(self.output_path, config, hook)
+        self._mesh = mesh
+        self._leads = mesh is None or mesh.leads
+        self._keeper = Keeper(self.output_path, config, hook, self._leads)
         self._pace = Pace()
         self._units = getattr(loss, "units", None)
         self._guard = Guard(config)
@@ -90,12 +94,13 @@ class Trainer:
         self._main = Learner(
             network, loss, config.optimizer, memory=memory, ema_decay=config.ema_decay,
             others=[player.network for player in opponents], freeze=config.freeze,
-            scaled=scaled,
+            scaled=scaled, mesh=mesh,
         )
-        self._learners = (self._main, *_opposing(network, opponents, scaled))
+        self._learners = (self._main, *_opposing(network, opponents, scaled, mesh))
         _check_disjoint(self._learners)
         self.step = 0
         """Steps done, skipped ones included."""
+        self._restart = False
         self._metrics: dict[str, float | None] = {}
 
     @property
@@ -120,10 +125,13 @@ class Trainer:
         if self.step < self.config.steps:
             check_space(self.output_path, sum(learner.checkpoint_bytes for learner in self._learners))
         settings = {"train": asdict(self.config), **self._fingerprint}
-        log = RunLog(self.output_path, self.step, self.config.steps, self.config.log, settings)
+        rank = self._mesh.rank if self._mesh else 0
+        sinks = self.config.log if self._leads else None
+        log = RunLog(records_folder(self.output_path, self._mesh), self.step, self.config.steps, sinks, settings)
         stop = Stops(self.output_path, self.config.max_minutes)
         limits = self.config.step_timeout, self.config.long_timeout
-        watchdog = Watchdog(self.output_path, *limits, on_hang=lambda text: log.event("hang", reason=text))
+        watchdog = Watchdog(self.output_path, *limits, on_hang=lambda text: log.event("hang", reason=text),
+                            rank=rank)  # fmt: skip
         batches = self._open(self.step * self.config.accumulation)
         try:
             with self._keeper.copying(log), stop, watchdog:
@@ -132,18 +140,22 @@ class Trainer:
                 for line in sources:
                     log.say(line)
                 self._run(log, stop, watchdog, batches)
-                log.end(stop.reason or "done", self.step, self._pace.summary(), self.compilations)
+                why = stop.reason or ("done" if self.step == self.config.steps else "another process")
+                log.end(why, self.step, self._pace.summary(), self.compilations)
         finally:
             if hasattr(batches, "close"):  # first: what the data have to say belongs into the log
                 batches.close()
             log.close()
-        stop.obeyed()
+        if self._leads:
+            stop.obeyed()
         early = self.step < self.config.steps
-        return {**self._metrics, "step": self.step, "stopped": early, "restart": early and stop.wants_restart}
+        return {**self._metrics, "step": self.step, "stopped": early, "restart": early and self._restart}
 
     def export(self, path: str | Path, metadata: Mapping[str, str] | None = None, dtype: str = "fp32") -> None:
         """Write the network's weights, averaged where ema_decay is set, under its own names (.safetensors, .ckpt)."""
-        write_weights(Path(path), self._main.export(), metadata, dtype=dtype)
+        arrays = self._main.export()
+        if self._leads:
+            write_weights(Path(path), arrays, metadata, dtype=dtype)
 
     def _set_train(self) -> None:
         for learner in self._learners:
@@ -152,12 +164,12 @@ class Trainer:
     def _run(self, log: RunLog, stop: Stops, watchdog: Watchdog, batches: Iterator[Batch]) -> None:
         self._set_train()
         watchdog.begin(self.step)
-        stopping = stop.reason is not None
+        stopping = self._is_to_stop(stop)
         while self.step < self.config.steps and not stopping:
             self._one_step(log, batches)
             watchdog.step(self.step)
             self._keeper.report(log)
-            stopping = stop.reason is not None  # asked once: what comes later is met after the next step
+            stopping = self._is_to_stop(stop)  # asked once: what comes later is met after the next step
             last = self.step == self.config.steps
             every = self.config.validate_every
             figures = None
@@ -168,6 +180,13 @@ class Trainer:
                 with watchdog.long("save"):
                     self._save(log, figures, last or stopping)
 
+    def _is_to_stop(self, stop: Stops) -> bool:
+        """Tell whether any of the processes wants to stop: all of them do then."""
+        wishes = stop.reason is not None, stop.reason is not None and stop.wants_restart
+        stopping, again = self._mesh.total(*map(float, wishes)) if self._mesh else wishes
+        self._restart = bool(again)
+        return bool(stopping)
+
     def _one_step(self, log: RunLog, batches: Iterator[Batch]) -> None:
         start = time.perf_counter()
         step = self.step + 1
@@ -176,8 +195,9 @@ class Trainer:
             learner.begin(step, self._guard.loss_scale)
         clock = Clock(batches, self.config.accumulation, self._main.inputs[0], self._units)
         for batch in clock:
+            mine = self._mesh.rows(batch) if self._mesh else batch
             for learner in active:
-                learner.add(batch)
+                learner.add(mine)
         figures = {learner.prefix: learner.measure() for learner in active}
         self.step = step
         scale = {} if self._guard.loss_scale is None else {"loss_scale": self._guard.loss_scale}
@@ -228,8 +248,7 @@ class Trainer:
             raise NumericalAbort(f"{why} up to step {self.step}; see {self.output_path / 'bad_steps.jsonl'}")
 
     def _run_validation(self, log: RunLog) -> dict[str, float]:
-        averaged = self.config.ema_decay > 0
-        with swapped(self._main.params, self._main.averages) if averaged else nullcontext():
+        with self._main.averaged():
             figures = {name: float(value) for name, value in self._validate(self.step).items()}
         self._set_train()
         log.row("validation", self.step, figures)
@@ -263,18 +282,40 @@ class Trainer:
             "fingerprint": self._fingerprint,
             "config": asdict(self.config),
         }
-        self._keeper.save(log, self.step, tensors, state, figures, last)
+        saved = self._keeper.save(log, self.step, tensors, state, figures, last)
+        if self._mesh is not None:  # nobody goes on before the checkpoint is there
+            done = any(self._mesh.total(float(saved)))
+            if done and not self._leads:
+                self._keeper.follow(self.step, figures)
+
+    def _find(self) -> Found | None:
+        """Return the checkpoint to go on with: the process that leads looks for it, the others find the same."""
+        if self._mesh is None:
+            return self._keeper.find()
+        found = self._keeper.find() if self._leads else None
+        own = [-1.0, 0.0] if found is None else [float(found.checkpoint.step), float(OPTIONS.index(found.option))]
+        step, option = self._mesh.total(*(own if self._leads else (0.0, 0.0)))  # the others wait here
+        if not self._leads and step >= 0:
+            found = self._keeper.find()
+            found = None if found is None else replace(found, option=OPTIONS[int(option)])
+        differs = step >= 0 and (found is None or found.checkpoint.step != step)
+        if any(self._mesh.total(float(differs))):
+            raise UserError(
+                f"{self.output_path}: the processes of this run do not find the same checkpoint (process 0 found step "
+                f"{step:.0f}); the folder, and train.resume_from, must be on a disk that all of them share"
+            )
+        return found
 
     def _begin(self) -> tuple[bool, list[str]]:
         """Take the state or the weights to begin with; return whether the run is resumed, and lines that say whence."""
-        found = self._keeper.find()
+        found = self._find()
         if found is not None:
             return True, self._resume(found)
         if self.config.init_from is None:
             return False, ["weights as the network was made with"]
         with other_run(self.config.init_from, "train.init_from") as saved:
             arrays, wrong = take_weights(
-                self._main.weights, saved, strict=self.config.init_strict, place=self.config.init_from
+                self._main.wholes, saved, strict=self.config.init_strict, place=self.config.init_from
             )
             named = [tell_change(*change) for change in changes(saved, self._fingerprint, self.config)]
         self._main.start_from(arrays)
@@ -305,7 +346,14 @@ class Trainer:
         ]
 
 
-def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool) -> list[Learner]:
+def records_folder(output_path: str | Path, mesh: Mesh | None) -> Path:
+    """Return where a process keeps its records: the run's own folder, or ranks/N in it, if N does not lead."""
+    if mesh is None or mesh.leads:
+        return Path(output_path)
+    return writable_folder(Path(output_path) / "ranks" / str(mesh.rank), "--output_path")
+
+
+def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool, mesh: Mesh | None) -> list[Learner]:
     names = [player.name for player in opponents]
     if len(set(names)) < len(names):
         raise ValueError(f"two players have the same name: {names}")
@@ -313,7 +361,7 @@ def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool) -> li
         Learner(
             player.network, player.loss, player.optimizer, prefix=f"{player.name}.", start_step=player.start_step,
             memory=player.memory, others=[network, *(other.network for other in opponents if other is not player)],
-            scaled=scaled,
+            scaled=scaled, mesh=mesh,
         )
         for player in opponents
     ]

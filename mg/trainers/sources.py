@@ -22,9 +22,12 @@ COURSE = ("optimizer", "schedule", "lr_reduce_on_plateau")
 """Sections of the trainer's settings that decide where a run goes, beside its fingerprint."""
 
 
+OPTIONS = ("output_path", "remote", "resume_from")
+
+
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on with; `option` is where it was found ("output_path", "remote", "resume_from")."""
+    """A checkpoint to go on with; `option`, one of `OPTIONS`, is where it was found."""
 
     checkpoint: Checkpoint
     option: str
@@ -63,6 +66,16 @@ def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None) -> Fo
         return None
     found = _other(config.resume_from, output)
     return Found(found, "resume_from", config.resume_from)
+
+
+def find_here(output: Path, config: TrainerConfig) -> Found | None:
+    """Return what `find` found in another process, and copied where that is needed; nothing is written or copied."""
+    own = checkpoint.newest(output)
+    if own is not None:
+        return Found(own, "output_path", str(own.folder))
+    if config.resume_from is None or is_url(config.resume_from):
+        return None
+    return Found(_local(config.resume_from, "train.resume_from"), "resume_from", config.resume_from)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import checks_collectives
 import checks_modes
+import checks_tae
+import checks_trainer
 
 
 def of(world: int) -> dict[str, Callable[[int], None]]:
-    return {**checks_collectives.of(world), **checks_modes.of(world)}
+    modules = (checks_collectives, checks_modes, checks_tae, checks_trainer)
+    return {name: check for module in modules for name, check in module.of(world).items()}

@@ -1,0 +1,64 @@
+"""The autoencoder on two processes whose rows have different numbers of valid frames, against one process."""
+
+import numpy as np
+from mindspore import ParameterTuple, Tensor
+
+from mg import device
+from mg.config.parallel import ParallelConfig
+from mg.config.trainer import OptimizerConfig
+from mg.models.tae import PRESETS, TemporalAutoencoder
+from mg.models.tae.loss import TaeLoss
+from mg.parallel.mesh import Mesh
+from mg.trainers.step import Stepper
+
+SMALL = dict(PRESETS["tiny"], ch=8, ch_mult=[1, 1, 2, 2], norm_groups=4, z_channels=4)
+OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad_norm=0.5)
+
+
+def batch():
+    rng = np.random.default_rng(2)
+    network = TemporalAutoencoder(SMALL)
+    shape = (2, 4, *network.latent_size(9, 16, 16))
+    mask = np.ones((2, 9), np.float32)
+    mask[1, 4:] = 0
+    return {
+        "video": rng.uniform(-1, 1, (2, 3, 9, 16, 16)).astype(np.float32),
+        "mask": mask,
+        "noise": rng.standard_normal(shape).astype(np.float32),
+    }
+
+
+def two_steps(mesh):
+    network = TemporalAutoencoder(SMALL, seed=4)
+    rng = np.random.default_rng(9)
+    for param in network.get_parameters():  # nothing at zero: every gradient is to be seen
+        param.set_data(Tensor(param.asnumpy() + rng.standard_normal(param.shape).astype(np.float32) * 0.02))
+    loss = TaeLoss(network, kl_weight=1e-2)
+    params = ParameterTuple(network.trainable_params())
+    shards = None
+    if mesh:
+        mesh.apply(network)
+        loss, shards = mesh.loss(loss), mesh.shards(params)
+    stepper = Stepper(loss, params, OPTIMIZER, 0.0, shards=shards)
+    figures = []
+    for step in (1, 2):
+        stepper.add(mesh.rows(batch()) if mesh else batch())
+        values, norm, grads = stepper.total()
+        figures += [*values.tolist(), norm]
+        stepper.apply(grads, norm, 1e-2, step)
+    return figures, [param.asnumpy().copy() for param in params]
+
+
+def check(rank: int, degrees: dict[str, int]) -> None:
+    device.setup("CPU", "pynative")
+    figures, params = two_steps(Mesh(ParallelConfig(**degrees), rank, 2))
+    expected, wanted = two_steps(None)
+    np.testing.assert_allclose(figures, expected, rtol=0, atol=1e-5)
+    for found, value in zip(params, wanted, strict=True):
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
+
+
+def of(world: int):
+    if world != 2:
+        return {}
+    return {"autoencoder with zero 2": lambda rank: check(rank, {"data": 1, "zero": 2, "zero_stage": 2})}
