@@ -30,10 +30,21 @@ def show_help(program):
 
 
 def commands(text):
-    """Return the programs called in a document's lines, each as (path, words); a backslash continues a line."""
+    """Return the programs called in a document's lines, each as (path, words); a backslash continues a line.
+
+    A program that the launcher starts is one of its own.
+    """
     text = text.replace("\\\n", " ")
     calls = re.findall(r"(?:^|[\s`;&])\S*python[\d.]*\s+((?:scripts|tools|benchmarks)/\S+?\.py)([^`\n]*)", text)
-    return [(program, shlex.split(words, comments=True)) for program, words in calls]
+    found = []
+    for program, line in calls:
+        words = shlex.split(line, comments=True)
+        inner = next((place for place, word in enumerate(words) if word.endswith(".py")), None)
+        if program == "scripts/launch.py" and inner is not None:
+            found.append((words[inner], words[inner + 1 :]))
+            words = words[:inner]
+        found.append((program, words))
+    return found
 
 
 def flags_of(words):
