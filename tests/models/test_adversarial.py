@@ -143,6 +143,7 @@ def run(loss, clips, **inputs):
     return values, {name: gradient.asnumpy() for name, gradient in zip(names, gradients, strict=True)}
 
 
+@pytest.mark.own_process
 def test_r1_of_a_linear_discriminator_is_its_squared_weight(clips):
     linear = Linear((5, 3, 16, 16))
     on, off = np.zeros(1, np.float32), np.float32(0)
@@ -157,6 +158,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weight(clips):
     np.testing.assert_allclose(slopes["d"] - slopes_without["d"], 12 * weight, rtol=1e-3, atol=1e-3)  # second order
 
 
+@pytest.mark.own_process
 def test_r1_of_a_patchgan_equals_pytorchs_double_backward(clips):
     import torch
     import torch.nn.functional as F
