@@ -189,3 +189,28 @@ def test_judge_shows_real_and_made_videos_at_the_same_places(pynative, video):
     assert cuts.shape == (6, 2, 3, 12, 12) and cut_mask.shape == (6, 2)
     np.testing.assert_allclose(again.asnumpy() - cuts.asnumpy(), 1.0, atol=1e-5)
     np.testing.assert_allclose(weights.asnumpy(), [4 / 3] * 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tubelets", [0, 3])
+def test_a_single_image_has_a_gradient_in_a_graph(tubelets):
+    """Batches of one image have sizes of 1 on which gradients of mint.matmul do not compile; two of them have not."""
+    judge = Judge(louder(PatchDiscriminator(CONFIG)), tubelets, (2, 16, 16))
+    image = np.random.default_rng(3).standard_normal((1, 3, 1, 24, 24)).astype(np.float32)
+    places = np.array([[[0, 0, 0], [0, 8, 3], [0, 2, 8]]], np.int32)
+
+    class Squares(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.judge = judge
+
+        def construct(self, video, mask, *rest):
+            logits, _, _ = self.judge(video, mask, *rest)
+            return (logits * logits).sum()
+
+    def slope(video):
+        rest = [Tensor(np.repeat(places, len(video), 0))] if tubelets else []
+        return ms.grad(Squares(), 0)(Tensor(video), Tensor(np.ones((len(video), 1), np.float32)), *rest).asnumpy()
+
+    alone, both = slope(image), slope(np.concatenate([image, -image]))
+    assert np.abs(alone).max() > 1e-3
+    np.testing.assert_allclose(alone[0], both[0], rtol=1e-4, atol=1e-5 * np.abs(both[0]).max())

@@ -46,6 +46,8 @@ class VideoConv(nn.Cell):
         self.bias = Parameter(Tensor(np.zeros(out_channels, np.float32)), name="bias")
         self.conv = prim.Conv2D(out_channels, (KERNEL, KERNEL), pad_mode="pad", pad=(1, 1, 1, 1), stride=stride)
         self.shift = prim.BiasAdd()
+        # Not mint.matmul, whose gradient does not compile for a single image, (1, k, 1) x (1, 1, n).
+        self.gather = prim.BatchMatMul()
 
     def construct(
         self, x: Float[Tensor, "b t c h w"], mask: Float[Tensor, "b t"]
@@ -56,7 +58,7 @@ class VideoConv(nn.Cell):
         if t == 1:  # an image: the other taps see padding only
             kernel, weight = 1, mint.narrow(weight, 1, self.time_kernel // 2, 1)
         seen = _taps(t, kernel, self.time_stride).reshape(1, -1, t) * mask.reshape(b, 1, t)  # (b, t2*k, t)
-        x = mint.matmul(seen, x.reshape(b, t, c * h * w))  # (b, t2*k, c*h*w)
+        x = self.gather(seen, x.reshape(b, t, c * h * w))  # (b, t2*k, c*h*w)
         x = x.reshape(-1, kernel * c, h, w)  # (b*t2, k*c, h, w)
         y = self.shift(self.conv(x, weight.reshape(self.out_channels, kernel * c, KERNEL, KERNEL)), self.bias)
         y = y.reshape(b, -1, self.out_channels, y.shape[2], y.shape[3])

@@ -1,9 +1,13 @@
 """Cuts in space and time at given places: a discriminator that sees them costs what they cost, not the whole clip."""
 
 import mindspore as ms
+import mindspore.ops.operations as prim
 import numpy as np
 from jaxtyping import Float, Int
 from mindspore import Tensor, mint
+
+# Not mint.matmul, whose gradient does not compile for a single image, (1, k, 1) x (1, 1, n).
+_product = prim.BatchMatMul()
 
 
 def tubelet_size(wanted: tuple[int, int, int], frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -45,10 +49,11 @@ def cut_tubelets(
     n = starts.shape[1]
     frames, height, width = tubelet_size(wanted, t, h, w)
     times = _pick(starts[:, :, 0].reshape(-1), frames, t).reshape(b, n * frames, t)
-    cut_mask = mint.matmul(times, mask.reshape(b, t, 1)).reshape(b * n, frames)
-    y = mint.matmul(times, x.reshape(b, t, c * h * w)).reshape(b * n, frames * c, h, w)
+    cut_mask = _product(times, mask.reshape(b, t, 1)).reshape(b * n, frames)
+    y = _product(times, x.reshape(b, t, c * h * w)).reshape(b * n, frames * c, h, w)
     rows = _pick(starts[:, :, 1].reshape(-1), height, h)  # (b*n, height, h)
     columns = _pick(starts[:, :, 2].reshape(-1), width, w)  # (b*n, width, w)
-    y = mint.matmul(y.reshape(b * n, frames * c * h, w), mint.permute(columns, (0, 2, 1)))  # (b*n, frames*c*h, width)
-    y = mint.matmul(rows.reshape(b * n, 1, height, h), y.reshape(b * n, frames * c, h, width))
+    y = _product(y.reshape(b * n, frames * c * h, w), mint.permute(columns, (0, 2, 1)))  # (b*n, frames*c*h, width)
+    rows = mint.broadcast_to(rows.reshape(b * n, 1, height, h), (b * n, frames * c, height, h))
+    y = _product(rows, y.reshape(b * n, frames * c, h, width))
     return y.reshape(b * n, frames, c, height, width), cut_mask

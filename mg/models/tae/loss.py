@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import mindspore as ms
+import mindspore.ops.operations as prim
 import numpy as np
 from jaxtyping import Float, Int
 from mindspore import Tensor, mint, nn
@@ -120,6 +121,7 @@ class TaeLoss(nn.Cell):
         self.generator_loss = adversarial_loss(adversarial).generator
         self.picks_frames = perceptual is not None and perceptual_frames > 0
         self.fold = FoldTime()
+        self.pick = prim.BatchMatMul()  # the gradient of mint.matmul does not compile for all sizes of 1
         self.inputs = ("video", "mask", "noise")
         self.terms = ("rec", "kl", "outlier") if outlier_weight else ("rec", "kl")
         if perceptual is not None:
@@ -155,8 +157,8 @@ class TaeLoss(nn.Cell):
             chosen = picks[0]
             k = chosen.shape[1]
             rows = (chosen.reshape(b, k, 1) == Tensor(np.arange(t, dtype=np.int32).reshape(1, 1, t))).astype(ms.float32)
-            ours = mint.matmul(rows, ours.reshape(b, t, c * h * w)).reshape(b * k, c, h, w)
-            theirs = mint.matmul(rows, theirs.reshape(b, t, c * h * w)).reshape(b * k, c, h, w)
+            ours = self.pick(rows, ours.reshape(b, t, c * h * w)).reshape(b * k, c, h, w)
+            theirs = self.pick(rows, theirs.reshape(b, t, c * h * w)).reshape(b * k, c, h, w)
             weights = mint.broadcast_to(mask.sum(1).reshape(b, 1) / k, (b, k))
         each = self.perceptual(ours, theirs).reshape(weights.shape)
         perceptual = (each * weights).sum() / mint.clamp(mask.sum(), 1.0, None)
