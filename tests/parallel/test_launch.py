@@ -36,6 +36,18 @@ LIMIT = 10.0
 """Seconds within which everything must have ended."""
 
 
+STARTED: list["Launcher"] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """A test that fails half-way must not leave its launcher behind; the workers go with it."""
+    yield
+    for run in STARTED:
+        run.process.kill()
+    STARTED.clear()
+
+
 class Launcher:
     """A launcher as a process of its own, around a worker given as source text."""
 
@@ -52,6 +64,7 @@ class Launcher:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TEST_MARKER": self.marker},
         )  # fmt: skip
+        STARTED.append(self)
 
     def wait(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=60)
