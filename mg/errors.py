@@ -30,11 +30,16 @@ class NumericalAbort(RuntimeError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    r"""Return the text with `\udcff` in place of what UTF-8 cannot express: file names need not be UTF-8, logs must."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class BadClip(ValueError):
     """A video or image that cannot be used."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(printable(f"{path}: {reason}"))
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple:

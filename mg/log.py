@@ -4,11 +4,18 @@ import logging
 import sys
 from pathlib import Path
 
-from mg.errors import UserError
+from mg.errors import UserError, printable
 
 _LINE = "%(asctime)s %(levelname)s %(message)s"
-_FORMAT = logging.Formatter(_LINE, "%H:%M:%S")
-_FILE_FORMAT = logging.Formatter(_LINE, "%Y-%m-%d %H:%M:%S")  # a file is read days later
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+_FORMAT = _Formatter(_LINE, "%H:%M:%S")
+_FILE_FORMAT = _Formatter(_LINE, "%Y-%m-%d %H:%M:%S")  # a file is read days later
 
 
 class _StandardError(logging.Handler):

@@ -1,3 +1,4 @@
+import logging
 import re
 
 import pytest
@@ -36,3 +37,15 @@ def test_no_file_is_opened_unasked():
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot write the log .*no/run\.log: No such file"):
         setup_logging(tmp_path / "no/run.log")
+
+
+def test_a_name_that_is_not_utf8_reaches_the_log(tmp_path, capsys):
+    record = logging.makeLogRecord({"levelname": "WARNING", "msg": "%s: damaged", "args": ("\udcff.mp4",)})
+    handler = setup_logging(tmp_path / "run.log")
+    for each in get_logger().handlers:  # not by the logger: pytest-xdist cannot pass on such a record
+        if type(each).__module__.startswith(("mg", "logging")):
+            each.handle(record)
+    get_logger().removeHandler(handler)
+    handler.close()
+    assert (tmp_path / "run.log").read_text("utf-8").endswith(" WARNING \\udcff.mp4: damaged\n")
+    assert capsys.readouterr().err.endswith(" WARNING \\udcff.mp4: damaged\n")
