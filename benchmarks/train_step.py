@@ -19,6 +19,7 @@ from paired import at_least_one, compare, serve
 
 from mg.config import cli
 from mg.config.tae_train import TaeLossConfig, TaeTrainConfig
+from mg.dataset.clips import latent_mask
 from mg.errors import UserError
 
 PARTS = ("gradient", "norm", "update")
@@ -83,7 +84,8 @@ def _batch(config: TaeTrainConfig, index: int) -> dict[str, np.ndarray]:
     space = network.spatial_compression
     latent = (b, network.z_channels, -(-t // network.time_compression), h // space, w // space)
     video = rng.uniform(-1, 1, (b, 3, t, h, w)).astype(np.float32)
-    return {"video": video, "mask": mask, "noise": rng.standard_normal(latent, np.float32)}
+    valid = latent_mask(mask, network.time_compression)
+    return {"video": video, "mask": mask, "latent_mask": valid, "noise": rng.standard_normal(latent, np.float32)}
 
 
 def ours(config: TaeTrainConfig, steps: int) -> tuple[Callable[[], Callable], Callable[[], str]]:

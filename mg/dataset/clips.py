@@ -8,6 +8,7 @@ from math import floor
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from mg import rng
 from mg.config.clips import ClipSettings
@@ -26,6 +27,19 @@ from mg.errors import BadClip, NoGoodClip
 Batch = dict[str, "np.ndarray | list[str]"]
 
 _OPENED_AT_ONCE = 8
+
+
+def latent_mask(mask: Float[np.ndarray, "b t"], time_compression: int) -> Float[np.ndarray, "b n"]:
+    """Return which latent frames are valid: those that stand for at least one valid frame.
+
+    Args:
+        mask: 1 where a frame is valid, else 0.
+        time_compression: frames per latent frame; the last one may stand for fewer.
+
+    Returns:
+        float32 (b, ceil(t / time_compression)).
+    """
+    return np.maximum.reduceat(mask, np.arange(0, mask.shape[1], time_compression), axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)

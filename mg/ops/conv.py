@@ -122,7 +122,7 @@ class TemporalConv(nn.Cell):
             y = self.conv_frame(x.reshape(b, c, h, w), weight.sum(-1, keepdims=True))
             return _add_bias(y, bias).reshape(b, c, 1, h, w)
         x = self.pad(x)
-        y = self.conv(x.reshape(b, c, x.shape[2], h * w), mint.permute(weight, (0, 1, 3, 2)))  # (b, c, t2, h*w)
+        y = self.conv(x.reshape(b, c, x.shape[2], h * w), weight.reshape(c, c, self.kernel, 1))  # (b, c, t2, h*w)
         return _add_bias(y, bias).reshape(b, c, -1, h, w)
 
 

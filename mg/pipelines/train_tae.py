@@ -10,7 +10,7 @@ import numpy as np
 from mg import device
 from mg.config import cli
 from mg.config.tae_train import TaeTrainConfig
-from mg.dataset.clips import ClipSource
+from mg.dataset.clips import ClipSource, latent_mask
 from mg.dataset.manifest import Item, read_lists, read_manifest, scan_folder
 from mg.dataset.mixing import log_lists
 from mg.dataset.prefetch import Prefetcher
@@ -34,7 +34,7 @@ VIDEOS = "validation"
 
 
 class NoisyClips:
-    """Adds to every batch of clips the noise that the latent is sampled with, and what else an objective draws."""
+    """Adds to batches of clips which latent frames are valid, their noise, and what else an objective draws."""
 
     def __init__(
         self, clips: ClipSource, network: TemporalAutoencoder, seed: int, objective: Objective | None = None
@@ -42,10 +42,14 @@ class NoisyClips:
         self._clips, self._network, self._seed, self._objective = clips, network, seed, objective
 
     def batch(self, index: int) -> dict[str, np.ndarray | list[str]]:
-        """Return the clips of batch `index` with `noise` (b, z, t8, h8, w8); a pure function of the index."""
+        """Return the clips of batch `index` with `latent_mask` (b, n) and `noise` (b, z, n, h8, w8).
+
+        It is a pure function of the index.
+        """
         batch = self._clips.batch(index)
         b, _, t, h, w = batch["video"].shape
         shape = (b, self._network.config.z_channels, *self._network.latent_size(t, h, w))
+        batch["latent_mask"] = latent_mask(batch["mask"], self._network.time_compress)
         batch["noise"] = stream(self._seed, "tae.noise", index).standard_normal(shape, np.float32)
         if self._objective is not None:
             batch.update(self._objective.inputs(index, batch["mask"], h, w))

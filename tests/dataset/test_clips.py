@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mg.config.clips import ClipSettings
-from mg.dataset.clips import ClipSource
+from mg.dataset.clips import ClipSource, latent_mask
 from mg.dataset.frames import VideoFiles
 from mg.dataset.manifest import Item, read_manifest
 from mg.dataset.transforms import crop_resize, to_tensor
@@ -292,3 +292,13 @@ def test_nothing_to_train_on(tmp_path):
 def test_settings_out_of_range_are_named(change):
     with pytest.raises(UserError, match=next(iter(change))):
         replace(PLAIN, **change)
+
+
+def test_a_latent_frame_is_valid_if_one_of_its_frames_is():
+    mask = np.zeros((4, 17), np.float32)
+    mask[0, :8] = mask[1, :9] = mask[2, 16:] = 1
+    np.testing.assert_array_equal(latent_mask(mask, 8), [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(latent_mask(mask[:, :8], 8), [[1], [1], [0], [0]])
+    np.testing.assert_array_equal(latent_mask(mask[2:3], 4), [[0, 0, 0, 0, 1]])
+    np.testing.assert_array_equal(latent_mask(mask[:, :1], 8), [[1], [1], [0], [0]])
+    assert latent_mask(mask, 1).dtype == np.float32

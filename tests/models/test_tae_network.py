@@ -97,6 +97,20 @@ def test_any_number_of_frames(pynative, tae, twin, small, video, frames):
     close(rec, pixels[:, :, :frames])
 
 
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 9])
+def test_four_frames_per_latent_frame(pynative, build, twin, small, video, frames):
+    config = {**small, "temporal_downsample_level": [0, 1], "temporal_upsample_level": [2, 1]}
+    x, peer = video(1, 3, frames, 8, 8), twin(config)
+    with torch.no_grad():
+        mean, _ = peer.encode(torch.from_numpy(x))
+        pixels = peer.decode(mean)
+    net = build(config, use_tile=True, encode_tile=4, decode_tile=4, decode_overlap=0) if frames == 4 else build(config)
+    _, got, _ = net.encode(Tensor(x))
+    assert got.shape == (1, 4, -(-frames // 4), 1, 1) == (1, 4, *net.latent_size(frames, 8, 8))
+    close(got, mean)
+    close(net.decode(got, num_target_frames=frames), pixels[:, :, :frames])
+
+
 def test_sides_are_padded_with_their_edges_and_cut_again(pynative, tae, video):
     x = video(1, 3, 2, 13, 19)
     padded = np.pad(x, [(0, 0)] * 3 + [(0, 3), (0, 5)], mode="edge")

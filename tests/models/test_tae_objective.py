@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mindspore import Parameter, Tensor, mint, nn
 
 from mg.config.discriminator import PatchConfig
+from mg.dataset.clips import latent_mask
 from mg.models.discriminator import Judge, PatchDiscriminator
 from mg.models.tae.loss import TaeLoss, draw_frames
 
@@ -25,8 +26,6 @@ class Brightness(nn.Cell):
 
 class Free(nn.Cell):
     """A network whose outputs are its parameters."""
-
-    time_compress = 8
 
     def __init__(self, made, mean, logvar):
         super().__init__()
@@ -53,7 +52,8 @@ def given(video):
     mask = np.ones((B, T), np.float32)
     mask[1, 3:] = 0
     latents = [video(B, 4, 1, 2, 2, seed=seed) for seed in (2, 3, 4)]
-    batch = {"video": video(B, 3, T, H, W), "mask": mask, "noise": latents[0], "adversarial": ON}
+    batch = {"video": video(B, 3, T, H, W), "mask": mask, "latent_mask": latent_mask(mask, 8), "noise": latents[0]}
+    batch["adversarial"] = ON
     return batch, [video(B, 3, T, H, W, seed=1), *latents[1:]]
 
 

@@ -6,6 +6,7 @@ from mindspore import ParameterTuple, Tensor
 from mg import device
 from mg.config.parallel import ParallelConfig
 from mg.config.trainer import OptimizerConfig
+from mg.dataset.clips import latent_mask
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loss import TaeLoss
 from mg.parallel.mesh import Mesh
@@ -24,6 +25,7 @@ def batch():
     return {
         "video": rng.uniform(-1, 1, (2, 3, 9, 16, 16)).astype(np.float32),
         "mask": mask,
+        "latent_mask": latent_mask(mask, network.time_compress),
         "noise": rng.standard_normal(shape).astype(np.float32),
     }
 

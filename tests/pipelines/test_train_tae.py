@@ -79,6 +79,7 @@ def assemble(monkeypatch):
 def noisy(folder, seed=5):
     class Network:
         config = type("Config", (), {"z_channels": 16})
+        time_compress = 8
 
         @staticmethod
         def latent_size(t, h, w):
@@ -96,6 +97,7 @@ def test_noise_is_a_pure_function_of_seed_and_index(folder):
             np.testing.assert_array_equal(again[name], batches[index][name])
     shapes = {batch["video"].shape[2]: batch["noise"].shape for batch in batches}
     assert shapes == {1: (2, 16, 1, 2, 2), 8: (2, 16, 1, 2, 2)}
+    assert all((batch["latent_mask"] == np.ones((2, 1))).all() for batch in batches)
     draws = [batch["noise"].ravel() for batch in batches] + [noisy(folder, seed=6).batch(0)["noise"].ravel()]
     assert np.abs(np.corrcoef(draws) - np.eye(5)).max() < 0.5
     assert all(abs(noise.mean()) < 0.4 and abs(noise.std() - 1) < 0.3 for noise in draws)

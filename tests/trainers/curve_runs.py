@@ -14,6 +14,7 @@ import numpy as np
 
 from mg import device
 from mg.config.trainer import OptimizerConfig, ScheduleConfig, TrainerConfig
+from mg.dataset.clips import latent_mask
 from mg.models.llama import LlamaConfig, LlamaModel
 from mg.models.llama.loss import FlowLoss
 from mg.models.tae import PRESETS, TemporalAutoencoder
@@ -66,7 +67,10 @@ class Videos:
         noise = rng.standard_normal((2, 4, 3, 4, 4)).astype(np.float32)
         if index == self.bad:
             video[0, 0, 0, 0, 0] = np.nan
-        return {"video": video, "mask": mask, "noise": noise, "ids": [f"{index}a", f"{index}b"]}
+        return {
+            "video": video, "mask": mask, "latent_mask": latent_mask(mask, 2), "noise": noise,
+            "ids": [f"{index}a", f"{index}b"],
+        }  # fmt: skip
 
 
 class Latents:

@@ -115,14 +115,13 @@ class TaeLoss(nn.Cell):
         self.network = network
         self.error = RECONSTRUCTION[reconstruction]
         self.kl_weight, self.outlier_weight, self.outlier_r = kl_weight, outlier_weight, outlier_r
-        self.time_compress = network.time_compress
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.judge, self.adversarial_weight, self.adaptive_limit = judge, adversarial_weight, adaptive_limit
         self.generator_loss = adversarial_loss(adversarial).generator
         self.picks_frames = perceptual is not None and perceptual_frames > 0
         self.fold = FoldTime()
         self.pick = prim.BatchMatMul()  # the gradient of mint.matmul does not compile for all sizes of 1
-        self.inputs = ("video", "mask", "noise")
+        self.inputs = ("video", "mask", "latent_mask", "noise")
         self.terms = ("rec", "kl", "outlier") if outlier_weight else ("rec", "kl")
         if perceptual is not None:
             self.terms = (*self.terms, "perceptual")
@@ -133,15 +132,6 @@ class TaeLoss(nn.Cell):
             self.terms = (*self.terms, "adversarial", "adaptive") if adaptive_limit else (*self.terms, "adversarial")
         self.fidelity_slope = ms.value_and_grad(self.fidelity, 0, has_aux=True)
         self.deception_slope = ms.value_and_grad(self.deception, 0)
-
-    def latent_mask(self, mask: Float[Tensor, "b t"]) -> Float[Tensor, "b t8"]:
-        """A latent frame is valid when one of its frames is."""
-        b, t = mask.shape
-        missing = -t % self.time_compress
-        if missing:
-            mask = mint.cat((mask, mint.zeros((b, missing), dtype=ms.float32)), 1)
-        # Not max(-1): in PyNative that is a pair of values and indices.
-        return mint.clamp(mask.reshape(b, -1, self.time_compress).sum(-1), 0.0, 1.0)
 
     def fidelity(
         self, made: Float[Tensor, "b 3 t h w"], video: Float[Tensor, "b 3 t h w"], mask: Float[Tensor, "b t"],
@@ -194,6 +184,7 @@ class TaeLoss(nn.Cell):
         self,
         video: Float[Tensor, "b 3 t h w"],
         mask: Float[Tensor, "b t"],
+        latent_mask: Float[Tensor, "b t8"],
         noise: Float[Tensor, "b z t8 h8 w8"],
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -213,12 +204,11 @@ class TaeLoss(nn.Cell):
                 adversarial = self.deception(made, mask, places)
                 pixels = pixels + self.adversarial_weight * adversarial
         frames = mint.clamp(mask.sum(), 1.0, None)
-        valid = self.latent_mask(mask)
         _, c, _, h, w = video.shape
-        kl = kl_per_pixel(mean, logvar, valid, c * h * w, frames)
+        kl = kl_per_pixel(mean, logvar, latent_mask, c * h * w, frames)
         loss, terms = pixels + self.kl_weight * kl, (rec, kl)
         if self.outlier_weight:
-            outlier = masked_mean(outlier_penalty(z, self.outlier_r), valid)
+            outlier = masked_mean(outlier_penalty(z, self.outlier_r), latent_mask)
             loss, terms = loss + self.outlier_weight * outlier, (*terms, outlier)
         if self.perceptual is not None:
             terms = (*terms, perceptual)
