@@ -9,6 +9,7 @@ import numpy as np
 from mg.dataset.manifest import Item
 from mg.dataset.video import write_video
 from mg.errors import BadClip, UserError
+from mg.log import get_logger
 from mg.metrics import lpips, psnr, ssim
 from mg.metrics.lpips import Distance
 from mg.models.tae import TemporalAutoencoder
@@ -119,7 +120,10 @@ def validator(
             if videos is not None and len(results) < videos.count:
                 results.append(result)
         if videos is not None and videos.is_due(step):
-            videos.write(step, clips[: len(results)], results)
+            try:
+                videos.write(step, clips[: len(results)], results)
+            except (OSError, UserError) as error:  # a full disk ends no training: the checkpoints judge it
+                get_logger().warning("step %d: no validation videos: %s", step, error)
         return {name: float(mean) for name, mean in zip(names, np.mean(scores, 0), strict=True)}
 
     return validate

@@ -10,7 +10,7 @@ from mindspore import Tensor
 from mg.config.train import SampleConfig
 from mg.dataset.transforms import to_frames
 from mg.dataset.video import write_video
-from mg.errors import NumericalAbort
+from mg.errors import NumericalAbort, UserError
 from mg.files import atomic_path, write_json
 from mg.log import get_logger
 from mg.models.llama import LlamaModel
@@ -90,14 +90,19 @@ class VideoSampler:
         )  # (b, c, t, h, w)
 
     def __call__(self, step: int) -> None:
-        """Sample and write; a network whose samples diverge is told in the log and does not end the training."""
+        """Sample and write; samples that diverge, or a disk that refuses, are told in the log and end no training."""
         self._network.set_train(False)
         try:
             latents = self.sample()
         except NumericalAbort as error:
             get_logger().warning("step %d: no samples: %s", step, error)
             return
-        folder = self._folder / f"step-{step:08d}"
+        try:
+            self._write(self._folder / f"step-{step:08d}", latents)
+        except (OSError, UserError) as error:
+            get_logger().warning("step %d: no samples: %s", step, error)
+
+    def _write(self, folder: Path, latents: Float[np.ndarray, "b c t h w"]) -> None:
         write_json(folder / "captions.json", self.captions)
         if self._decode is None:
             for row, latent in enumerate(latents):

@@ -100,6 +100,15 @@ def test_a_network_that_gives_nan_shows_nothing_and_none_are_written_unasked(fol
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_refuses_the_videos_does_not_end_the_training(folder, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    items = scan_folder(folder)
+    assert validator(Darker(), items, 32, 9, ComparisonVideos(tmp_path / "taken", 3))(7) == validator(
+        Darker(), items, 32, 9
+    )(7)
+    assert "WARNING step 7: no validation videos: " in capsys.readouterr().err
+
+
 def test_wrong_numbers_are_named():
     with pytest.raises(UserError, match=r"videos=-1 must be at least 0"):
         TaeValidationConfig(videos=-1)

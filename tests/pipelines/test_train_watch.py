@@ -91,6 +91,12 @@ def test_a_diverged_network_does_not_end_the_training(tmp_path, caplog):
     assert not (tmp_path / "step-00000007").exists()
 
 
+def test_a_disk_that_refuses_the_samples_does_not_end_the_training(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    sampler(Network(1.0), tmp_path / "taken")(7)
+    assert "WARNING step 7: no samples: " in capsys.readouterr().err
+
+
 def test_latents_are_unscaled_before_they_are_decoded():
     class Tae:
         scale_factor, shift_factor = 2.0, 0.25
