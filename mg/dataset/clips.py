@@ -214,6 +214,10 @@ class ClipSource:
                     found[name] += count
         return found
 
+    def size(self, index: int) -> int:
+        """Return the number of rows of batch `index`, the same for all."""
+        return self.settings.batch_size
+
     def batch(self, index: int, rows: Sequence[int] | None = None) -> Batch:
         """Build batch `index` >= 0, or some of its rows.
 

@@ -225,6 +225,10 @@ class GenerationSource:
         """The items that are used."""
         return [self._items[number] for number in sorted(self._shapes)]
 
+    def size(self, index: int) -> int:
+        """Return the number of rows of batch `index`."""
+        return len(self._numbers(index)[1])
+
     def is_image(self, index: int) -> bool:
         """Whether an image ratio makes batch `index` one of pictures."""
         return self._images_before(index + 1) > self._images_before(index)
@@ -250,11 +254,7 @@ class GenerationSource:
             NoGoodClip: nothing in the bucket is readable any more.
         """
         settings = self.settings
-        before = self._images_before(index)
-        if self.is_image(index):
-            group, numbers = self._images.batch(before)
-        else:
-            group, numbers = self._videos.batch(index - before)
+        group, numbers = self._numbers(index)
         bucket = group.partition(_OF_LIST)[0]
         size = len(numbers)
         rows = range(size) if rows is None else rows
@@ -271,6 +271,11 @@ class GenerationSource:
             "names": [self._items[number].name for number in chosen],
             "bucket": bucket,
         }
+
+    def _numbers(self, index: int) -> tuple[str, Sequence[int]]:
+        """Return the group that batch `index` is of, and its items."""
+        before = self._images_before(index)
+        return self._images.batch(before) if self.is_image(index) else self._videos.batch(index - before)
 
     def _scaled(
         self, mean: np.ndarray, std: np.ndarray, draw: np.random.Generator, whole: tuple[int, ...], rows: Sequence[int]

@@ -80,14 +80,20 @@ class Mesh:
         part = self._parts.of(param)
         return taken(array, part, self.groups, part.flat) if array.shape == part.shape else array
 
+    def own(self, rows: int) -> range:
+        """Return which rows of a global batch of so many are this device's; raises UserError if they do not divide."""
+        return range(rows)[self.dims.batch_rows(self.rank, rows)]
+
     def rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Cut this device's rows out of a global batch, every entry of which has one row per sample.
+        """Cut this device's rows out of a global batch; every entry but a text has one row per sample.
 
         Raises:
             UserError: the rows cannot be divided evenly.
             ValueError: entries of different lengths.
         """
-        lengths = {name: len(value) for name, value in batch.items()}
+        divided = {name: value for name, value in batch.items() if not isinstance(value, str)}  # a bucket's name is one
+        lengths = {name: len(value) for name, value in divided.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"entries of a batch must have one row per sample to be divided: {lengths}")
-        return {name: value[self.dims.batch_rows(self.rank, len(value))] for name, value in batch.items()}
+        rows = {name: value[self.dims.batch_rows(self.rank, len(value))] for name, value in divided.items()}
+        return {**batch, **rows}

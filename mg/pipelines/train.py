@@ -31,6 +31,7 @@ from mg.pipelines.train_data import (
 )
 from mg.pipelines.train_watch import FlowValidator, VideoSampler, decoder
 from mg.trainers.budget import with_budget
+from mg.trainers.feed import OwnRows
 from mg.trainers.loop import Trainer, records_folder
 
 FINAL_FOLDER = "transformer"
@@ -53,9 +54,6 @@ def train(config: TrainConfig) -> dict[str, object]:
         )
     device.setup(config.device, config.mode)
     mesh = Mesh.joined(config.parallel)
-    if mesh and config.loss.token_drop and mesh.dims.size("batch") > 1:
-        raise UserError(f"loss.token_drop={config.loss.token_drop} names tokens by their place in the whole batch, "
-                        "which parallel.data and parallel.zero divide; set it to 0, or both to 1")  # fmt: skip
     records = records_folder(config.output_path, mesh)
     data = open_data(config, records)
     config = replace(
@@ -71,12 +69,13 @@ def train(config: TrainConfig) -> dict[str, object]:
     trainer = Trainer(
         network=network,
         loss=loss,
-        batches=_batches(config, sizes, data, records),
+        batches=_batches(config, sizes, data, records, mesh),
         config=config.train,
         output_path=config.output_path,
         validate=_validator(config, network, data, records),
         fingerprint={"model": sizes.to_dict(), "loss": asdict(config.loss), "data": fingerprint_of(data)},
         mesh=mesh,
+        divided=True,
     )
     figures = trainer.fit()
     folder = Path(config.output_path) / FINAL_FOLDER
@@ -170,11 +169,13 @@ def _network(config: TrainConfig, sizes: LlamaConfig) -> LlamaModel:
 
 
 def _batches(
-    config: TrainConfig, sizes: LlamaConfig, data: TrainData, records: Path
+    config: TrainConfig, sizes: LlamaConfig, data: TrainData, records: Path, mesh: Mesh | None
 ) -> Callable[[int], Iterator[dict]]:
     source = data.source
     if config.loss.token_drop:
         source = KeptTokens(source, sizes, config.loss.token_drop, config.data.seed)
+    if mesh:
+        source = OwnRows(source, mesh.own)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.

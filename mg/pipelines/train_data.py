@@ -239,15 +239,24 @@ class KeptTokens:
     def __init__(self, source: GenerationSource, config: LlamaConfig, rate: float, seed: int) -> None:
         self._source, self._config, self._rate, self._seed = source, config, rate, seed
 
-    def batch(self, index: int) -> Batch:
-        """Return batch `index` with `kept` int32 (b * k,), rows of the (b * n) tokens; a pure function of the index."""
-        batch = self._source.batch(index)
-        b, _, *size = batch["latent"].shape
+    def size(self, index: int) -> int:
+        """Return the number of rows of batch `index`."""
+        return self._source.size(index)
+
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> Batch:
+        """Return batch `index`, or some rows of it, with `kept` int32 (b * k,), of the (b * n) tokens of these rows.
+
+        A pure function of the index: the tokens kept of a row are the same whatever else is asked for.
+        """
+        batch = self._source.batch(index, rows)
+        size = batch["latent"].shape[2:]
         n = int(np.prod(self._config.tokens(*size)))
         k = max(1, round((1.0 - self._rate) * n))
         draw = stream(self._seed, "token-drop", index)
-        rows = [row * n + np.sort(draw.permutation(n)[:k]) for row in range(b)]
-        return {**batch, "kept": np.concatenate(rows).astype(np.int32)}
+        whole = [np.sort(draw.permutation(n)[:k]) for _ in range(self.size(index))]
+        rows = range(len(whole)) if rows is None else rows
+        kept = [place * n + whole[row] for place, row in enumerate(rows)]
+        return {**batch, "kept": np.concatenate(kept).astype(np.int32)}
 
 
 def validation_batches(source: GenerationSource, size: int, most: int | None) -> Callable[[], Iterator[Batch]]:

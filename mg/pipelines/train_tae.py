@@ -1,6 +1,6 @@
 """Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from mg.pipelines.tae_objective import Objective, build_objective, lpips_for
 from mg.pipelines.tae_watch import ComparisonVideos, validator
 from mg.rng import stream
 from mg.trainers.budget import with_budget
+from mg.trainers.feed import OwnRows
 from mg.trainers.loop import Trainer, records_folder
 
 FINAL_WEIGHTS = "tae.safetensors"
@@ -41,16 +42,22 @@ class NoisyClips:
     ) -> None:
         self._clips, self._network, self._seed, self._objective = clips, network, seed, objective
 
-    def batch(self, index: int) -> dict[str, np.ndarray | list[str]]:
-        """Return the clips of batch `index` with `latent_mask` (b, n) and `noise` (b, z, n, h8, w8).
+    def size(self, index: int) -> int:
+        """Return the number of rows of batch `index`."""
+        return self._clips.size(index)
 
-        It is a pure function of the index.
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray | list[str]]:
+        """Return the clips of batch `index`, or of some rows, with `latent_mask` (b, n) and `noise` (b, z, n, h8, w8).
+
+        A pure function of the index: a row is the same whatever else is asked for. What an objective draws is for whole
+        batches only.
         """
-        batch = self._clips.batch(index)
-        b, _, t, h, w = batch["video"].shape
-        shape = (b, self._network.config.z_channels, *self._network.latent_size(t, h, w))
+        batch = self._clips.batch(index, rows)
+        t, h, w = batch["video"].shape[2:]
+        shape = (self.size(index), self._network.config.z_channels, *self._network.latent_size(t, h, w))
+        noise = stream(self._seed, "tae.noise", index).standard_normal(shape, np.float32)
         batch["latent_mask"] = latent_mask(batch["mask"], self._network.time_compress)
-        batch["noise"] = stream(self._seed, "tae.noise", index).standard_normal(shape, np.float32)
+        batch["noise"] = noise if rows is None else noise[rows]
         if self._objective is not None:
             batch.update(self._objective.inputs(index, batch["mask"], h, w))
         return batch
@@ -111,6 +118,8 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     )
     config = replace(config, train=with_budget(config.train, config.data.batch_size, source.batches_per_epoch))
     clips = NoisyClips(source, network, config.train.seed, objective)
+    if mesh:
+        clips = OwnRows(clips, mesh.own)
 
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
@@ -144,6 +153,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
             "clips": source.fingerprint,
         },
         mesh=mesh,
+        divided=True,
     )
     figures = trainer.fit()
     trainer.export(Path(config.output_path) / FINAL_WEIGHTS, metadata_of(network.config), config.export_dtype)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
@@ -19,12 +19,38 @@ class BatchSource(Protocol):
         """Return micro-batch `index` (0 and up, without end)."""
 
 
+class DivisibleSource(Protocol):
+    """Data by number of which some rows can be had without the others."""
+
+    def size(self, index: int) -> int:
+        """Return the number of rows of micro-batch `index`."""
+
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> Batch:
+        """Return rows of micro-batch `index`, the same as in the whole; None: all."""
+
+
+class OwnRows:
+    """Micro-batches with one process' rows alone: the others are not even read.
+
+    source: of the micro-batches of all processes.
+    own: gives the rows that are this process', of so many.
+    """
+
+    def __init__(self, source: DivisibleSource, own: Callable[[int], Sequence[int]]) -> None:
+        self._source, self._own = source, own
+
+    def batch(self, index: int) -> Batch:
+        """See `BatchSource`."""
+        return self._source.batch(index, self._own(self._source.size(index)))
+
+
 class Clock:
     """Passes on `number` batches; notes samples and the seconds spent waiting for them.
 
     entry: whose rows are the samples.
     units: gives what else a batch has and how many, {"tokens": 512} for instance; None: b * t frames, where the entry
         has the five dimensions (b, c, t, h, w).
+    parts: how many processes share the rows; each batch has those of one, and the samples of all are counted.
     """
 
     def __init__(
@@ -33,8 +59,10 @@ class Clock:
         number: int,
         entry: str,
         units: Callable[[Batch], Mapping[str, int]] | None = None,
+        parts: int = 1,
     ) -> None:
         self._batches = batches
+        self._parts = parts
         self._number = number
         self._entry = entry
         self._units = units or self._frames
@@ -55,8 +83,8 @@ class Clock:
             self.ids += map(str, batch.get("ids", batch.get("names", ())))
             yield batch
             # Counted afterwards: who takes a batch tells better what is missing in it.
-            self.samples += len(batch[self._entry])
-            self.counts.update(self._units(batch))
+            self.samples += self._parts * len(batch[self._entry])
+            self.counts.update({unit: self._parts * count for unit, count in self._units(batch).items()})
 
     def _frames(self, batch: Batch) -> dict[str, int]:
         shape = np.shape(batch[self._entry])

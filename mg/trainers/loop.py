@@ -47,8 +47,10 @@ class Trainer:
     validate: called with the step, with the averaged weights in the network where ema_decay is set; returns figures.
     fingerprint: everything a resumed run must share with the one that wrote the checkpoint (JSON values).
     hook: called with the name of each point passed while saving (for tests).
-    mesh: the processes that train together. It has been applied to the networks; batches are those of all processes,
-        each of which takes its own rows. One process writes for all; the others keep their logs in ranks/N.
+    mesh: the processes that train together. It has been applied to the networks. One process writes for all; the
+        others keep their logs in ranks/N.
+    divided: whether batches have the rows of this process alone (`mg.trainers.feed.OwnRows`); else they are those of
+        all processes, and each takes its own.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Trainer:
         fingerprint: Mapping | None = None,
         hook: Callable[[str], None] = lambda point: None,
         mesh: Mesh | None = None,
+        divided: bool = False,
     ) -> None:
         """Prepare a run; nothing is compiled, read or trained before `fit`."""
         if config.epochs or config.samples or config.global_batch:
@@ -78,7 +81,7 @@ class Trainer:
             raise UserError("lr_reduce_on_plateau needs a validation; name a validation list, or set its factor to 1")
         if validate is None and config.keep_best:
             raise UserError("keep_best needs a validation; name a validation list, or set it to 0")
-        self._mesh = mesh
+        self._mesh, self._divided = mesh, divided
         self._leads = mesh is None or mesh.leads
         self._keeper = Keeper(self.output_path, config, hook, self._leads)
         self._pace = Pace()
@@ -193,9 +196,10 @@ class Trainer:
         active = [learner for learner in self._learners if step >= learner.start_step]
         for learner in active:
             learner.begin(step, self._guard.loss_scale)
-        clock = Clock(batches, self.config.accumulation, self._main.inputs[0], self._units)
+        parts = self._mesh.dims.size("batch") if self._mesh and self._divided else 1
+        clock = Clock(batches, self.config.accumulation, self._main.inputs[0], self._units, parts)
         for batch in clock:
-            mine = self._mesh.rows(batch) if self._mesh else batch
+            mine = self._mesh.rows(batch) if self._mesh and not self._divided else batch
             for learner in active:
                 learner.add(mine)
         figures = {learner.prefix: learner.measure() for learner in active}

@@ -6,6 +6,7 @@ import pytest
 from mg.config.parallel import AXES, ParallelConfig
 from mg.errors import UserError
 from mg.parallel.dims import GROUPS, UNIONS, ParallelDims
+from mg.parallel.mesh import Mesh
 
 MESHES = [
     ParallelDims(),
@@ -87,6 +88,16 @@ def test_rows_are_those_of_the_global_batch_and_alike_inside_a_model_parallel_gr
         assert [taken[rank] for rank in group] == [tuple(rows[r::4]) for r in range(4)]
     with pytest.raises(UserError, match="10 rows cannot be divided among data x zero = 4"):
         dims.batch_rows(0, 10)
+
+
+def test_a_batchs_texts_are_not_divided_and_entries_of_other_lengths_are_errors():
+    mesh = Mesh(ParallelConfig(), 1, 2)
+    batch = {"latent": np.arange(8).reshape(4, 2), "names": ["a", "b", "c", "d"], "bucket": "1x32x32"}
+    found = mesh.rows(batch)
+    assert found.pop("latent").tolist() == [[2, 3], [6, 7]]
+    assert found == {"names": ["b", "d"], "bucket": "1x32x32"}
+    with pytest.raises(ValueError, match="one row per sample to be divided: .*'kept': 3"):
+        mesh.rows({**batch, "kept": np.arange(3)})
 
 
 def test_unknown_groups_and_places_are_errors():

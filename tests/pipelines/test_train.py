@@ -260,6 +260,8 @@ def test_dropped_tokens_are_as_many_as_said_and_a_pure_function_of_the_index(con
         assert of.dtype == np.int32 and of.shape[1] == round(0.7 * n)
         assert all(len(set(row)) == len(row) and set(row // n) == {i} for i, row in enumerate(of))
         np.testing.assert_array_equal(kept.batch(index)["kept"], batch["kept"])
+        for row in range(kept.size(index)):  # of a process that has this row alone
+            np.testing.assert_array_equal(kept.batch(index, [row])["kept"], of[row] - row * n)
     draws = [tuple(kept.batch(index)["kept"]) for index in range(8)]
     assert len(set(draws)) > 3
 

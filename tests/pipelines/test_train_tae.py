@@ -103,6 +103,16 @@ def test_noise_is_a_pure_function_of_seed_and_index(folder):
     assert all(abs(noise.mean()) < 0.4 and abs(noise.std() - 1) < 0.3 for noise in draws)
 
 
+def test_rows_of_a_batch_are_the_same_without_the_others(folder):
+    """So that several processes, each with its own rows, have the batch of one."""
+    for index in range(3):
+        whole = noisy(folder).batch(index)
+        for row in range(noisy(folder).size(index)):
+            part = noisy(folder).batch(index, [row])
+            for name in ("video", "mask", "noise"):
+                np.testing.assert_array_equal(part[name], whole[name][[row]])
+
+
 def test_the_loss_counts_real_frames_only(assemble, config):
     stand = assemble(replace(config, mode="pynative", loss=TaeLossConfig(reconstruction="l1", kl_weight=0.01)))
     clips = stand.given["batches"](0)
