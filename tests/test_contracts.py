@@ -29,18 +29,21 @@ def show_help(program):
     return result.stdout, {name.split(".")[0] for name in modules}, seconds
 
 
+STARTERS = ("scripts/launch.py", "tools/cloud_job.py")
+
+
 def commands(text):
     """Return the programs called in a document's lines, each as (path, words); a backslash continues a line.
 
-    A program that the launcher starts is one of its own.
+    A program that another one starts is one of its own.
     """
     text = text.replace("\\\n", " ")
     calls = re.findall(r"(?:^|[\s`;&])\S*python[\d.]*\s+((?:scripts|tools|benchmarks)/\S+?\.py)([^`\n]*)", text)
     found = []
     for program, line in calls:
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.split(" > ")[0], comments=True)
         inner = next((place for place, word in enumerate(words) if word.endswith(".py")), None)
-        if program == "scripts/launch.py" and inner is not None:
+        if program in STARTERS and inner is not None:
             found.append((words[inner], words[inner + 1 :]))
             words = words[:inner]
         found.append((program, words))

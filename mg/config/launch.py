@@ -20,6 +20,9 @@ class LaunchConfig:
     master_port: int = 0
     """Port on machine 0 where the processes meet; 0: any free one (one machine only). With several machines
     the launchers use the port after it, to tell each other of failures."""
+    hosts_file: str | None = None
+    """JSON file with `hosts`, the names of all machines, and `current_host`, as a cloud service writes it on each of
+    them; it stands for nnodes, node_rank and master_addr."""
     log_dir: str = "outputs/launch"
     """Folder for what each process prints (rank-00000.log and so on; appended to) and for node-0.json, the record of
     processes and exit codes. Rank 0 is shown on the terminal, too."""
@@ -40,6 +43,8 @@ class LaunchConfig:
         for name in ("grace_seconds", "stop_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name}={getattr(self, name)}: give a number of seconds, 0 or above")
+        if self.hosts_file is not None and (self.nnodes, self.node_rank) != (1, 0):
+            raise UserError("hosts_file says which machines there are; leave nnodes and node_rank out")
         if not 0 <= self.node_rank < self.nnodes:
             raise UserError(f"node_rank={self.node_rank}: with nnodes={self.nnodes} choose 0 to {self.nnodes - 1}")
         if not 0 <= self.master_port < 65535:

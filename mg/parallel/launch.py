@@ -5,6 +5,7 @@ does the same with the same variables, but loses exit codes, waits for the sched
 leaves its workers behind when it is ended by a signal; here the launcher is the parent of all processes.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,7 @@ def launch(config: LaunchConfig, command: Sequence[str], scheduler: Sequence[str
         UserError: no such script, a port that is taken, an unknown host, or a folder that cannot be written.
     """
     command = _command(command)
+    config = located(config)
     host, port = _meeting_point(config)
     folder = writable_folder(config.log_dir, "log_dir")
     nodes = Nodes(
@@ -82,6 +84,26 @@ def launch(config: LaunchConfig, command: Sequence[str], scheduler: Sequence[str
     except UserError as error:  # the exit code matters more than its record
         get_logger().warning("%s", error)
     return code
+
+
+def located(config: LaunchConfig) -> LaunchConfig:
+    """Return the configuration with the machines that its `hosts_file` names.
+
+    Raises:
+        UserError: the file cannot be read, or does not name this machine.
+    """
+    if config.hosts_file is None:
+        return config
+    try:
+        record = json.loads(Path(config.hosts_file).read_text("utf-8"))
+        hosts = sorted(record["hosts"])  # the same order on all of them
+        rank = hosts.index(record["current_host"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'hosts_file={config.hosts_file}: {error}; give a JSON file with "hosts" and "current_host", one of them'
+        ) from error
+    address = hosts[0] if len(hosts) > 1 else config.master_addr
+    return replace(config, hosts_file=None, nnodes=len(hosts), node_rank=rank, master_addr=address)
 
 
 def environment(config: LaunchConfig, host: str, port: int) -> dict[str, str]:
