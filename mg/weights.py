@@ -1,31 +1,21 @@
 """Weights files: read, write and check tensors by name, and load them into a network; nothing here unpickles."""
 
-import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 import mg.device  # noqa: F401 - prepares the environment that MindSpore loads in
 from mg.errors import UserError
 from mg.files import atomic_path
+from mg.tensor_file import BF16, STORED, Kind, read_header, readable, save
 
 if TYPE_CHECKING:
     from mindspore import nn
 
-BF16 = np.dtype([("bf16", "<u2")])
-"""numpy's lack of a bfloat16 made good: the upper half of a float32, and no integer by mistake."""
-
-# Little-endian, as the format prescribes.
-_STORED = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BF16, "BOOL": "?",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1",
-}  # fmt: skip
-_NAMES = {np.dtype(code): name for name, code in _STORED.items()}
 _DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": BF16, "keep": None}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 _INDEX = ".safetensors.index.json"
@@ -65,7 +55,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {name: value for name, value in _load_ckpt(path).items() if isinstance(value, str)}
     if path.name.endswith(_INDEX):
         return {}
-    return _header(path)[0].get("__metadata__", {})
+    return read_header(path)[0].get("__metadata__", {})
 
 
 def write_weights(
@@ -95,7 +85,23 @@ def write_weights(
         if path.suffix == ".ckpt":
             _save_ckpt(temporary, arrays, metadata or {})
         else:
-            _save_safetensors(temporary, arrays, metadata or {})
+            kinds = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+            save(temporary, kinds, arrays.__getitem__, metadata or {})
+
+
+def stream_weights(path: str | Path, kinds: Mapping[str, Kind], read: Callable[[str], np.ndarray]) -> None:
+    """Write a .safetensors atomically, of tensors that need not be in memory together.
+
+    Args:
+        path: of the file.
+        kinds: type and shape of each tensor by name.
+        read: returns the tensor of a name when its turn comes.
+
+    Raises:
+        UserError: a type that cannot be stored, or a disk that refuses.
+    """
+    with atomic_path(path) as temporary:
+        save(temporary, kinds, read, {})
 
 
 def check_finite(tensors: Mapping[str, np.ndarray], path: str | Path) -> None:
@@ -283,13 +289,13 @@ class LazyWeights(Mapping[str, np.ndarray]):
             self._add(path)
 
     def _add(self, path: Path, names: Iterable[str] | None = None) -> None:
-        header, start = _header(path)
+        header, start = read_header(path)
         header.pop("__metadata__", None)
         for name in header if names is None else names:
             if name not in header:
                 raise UserError(f"{path}: the index promises the tensor {name}, which is not in it; fetch both again")
             entry = header[name]
-            if entry["dtype"] not in _STORED:
+            if entry["dtype"] not in STORED:
                 raise UserError(f"{path}: {name} is {entry['dtype']}, which is not supported; convert it to F32")
             self._places[name] = (path, start + entry["data_offsets"][0], entry["dtype"])
             self.shapes[name] = tuple(entry["shape"])
@@ -302,10 +308,19 @@ class LazyWeights(Mapping[str, np.ndarray]):
         rest = self.shapes[name][1:]
         return self._read(name, start * int(np.prod(rest, dtype=np.int64)), (stop - start, *rest))
 
+    def flat(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read the elements from `start` up to `stop` of a tensor as if it had one axis, and nothing else of it."""
+        return self._read(name, start, (stop - start,))
+
+    def dtype(self, name: str) -> np.dtype:
+        """Tell the type in which a tensor comes, without reading it."""
+        kind = np.dtype(STORED[self._places[name][2]])
+        return np.dtype(np.float32) if kind == BF16 or np.issubdtype(kind, np.floating) else kind
+
     def _read(self, name: str, skipped: int, shape: tuple[int, ...]) -> np.ndarray:
         path, offset, dtype = self._places[name]
-        count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(_STORED[dtype])
-        with _readable(path), open(path, "rb") as file:
+        count, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(STORED[dtype])
+        with readable(path), open(path, "rb") as file:
             file.seek(offset + skipped * kind.itemsize)
             flat = np.fromfile(file, kind, count)
         if len(flat) < count:
@@ -319,56 +334,11 @@ class LazyWeights(Mapping[str, np.ndarray]):
         return len(self._places)
 
 
-# ---- safetensors: 8 bytes with the header's length, the header (JSON), the tensors' bytes
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Any:
-    try:
-        yield
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or incomplete ({error}); fetch or write the file again") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header and where the tensors' bytes begin, after safetensors has approved of the file."""
-    with _readable(path):
-        with safe_open(path, framework="numpy"):
-            pass  # opening checks the header against the file: names, offsets without gaps or overlaps, the length
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return json.loads(file.read(size)), 8 + size
-
-
-def _save_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    # Not safetensors' own writer: that one orders metadata at random, holds every tensor twice and hides the reason
-    # of a failure (a full disk) in a text.
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    # The widest items first and a header of a multiple of 8 bytes: every tensor is aligned for its type.
-    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    offset = 0
-    for name in order:
-        array = arrays[name]
-        if array.dtype not in _NAMES:
-            raise UserError(f"{path}: {name} is {array.dtype}, which .safetensors cannot hold; convert it")
-        end = offset + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(arrays[name].tobytes())
-
-
 # ---- MindSpore checkpoints (protobuf)
 
 
 def _load_ckpt(path: Path) -> dict[str, Any]:
-    with _readable(path), open(path, "rb") as file:
+    with readable(path), open(path, "rb") as file:
         start = file.read(4)
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise UserError(f"{path}: a pickle of PyTorch, not MindSpore's .ckpt; convert it to .safetensors first")
