@@ -32,6 +32,9 @@ class DurabilityConfig:
     """Figure of the validation that keep_best goes by."""
     monitor_mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger figure is better."""
+    save_shards: bool = False
+    """Of many processes each writes what is its own, instead of one that writes everything; a run of any other layout,
+    or of one process, can go on from it."""
     max_failed_saves: int = 3
     """Training goes on after a save that the disk refused; this many in a row, or one at the last step, end the run."""
     resume_from: str | None = None

@@ -11,8 +11,10 @@ from mg.models.llama.modules import Attention, Block, FeedForward, FinalLayer
 from mg.ops import Linear, attention, silu
 from mg.parallel.collectives import AllGather, AllToAll, GatherAlike, ReduceScatter, Slice
 from mg.parallel.groups import Group, Groups
+from mg.parallel.held import Part
 from mg.parallel.kernels import Gather, Scatter
-from mg.parallel.shards import Part, flat_part, part_length
+from mg.parallel.pieces import part_length
+from mg.parallel.shards import flat_part
 
 TOKENS = 1
 """Axis of the tokens in (b, n, d)."""

@@ -10,9 +10,10 @@ from mg.models.llama.network import LlamaModel
 from mg.parallel.cells import Parts
 from mg.parallel.dims import ParallelDims
 from mg.parallel.groups import Groups, join_world
+from mg.parallel.held import Held
 from mg.parallel.kernels import Sum
 from mg.parallel.plans_llama import check_plain, parallelise_llama
-from mg.parallel.shards import Part, Shards, joined, taken
+from mg.parallel.shards import Shards
 from mg.parallel.weighted import BatchLoss
 
 
@@ -66,19 +67,10 @@ class Mesh:
         """Return what this device owns of parameters, those of networks that `apply` has divided among them."""
         return Shards(params, [self._parts.of(param) for param in params], self.groups)
 
-    def divided(self, param: Parameter) -> Part:
-        """Tell the whole shape of a network's parameter, and how the devices divide it."""
-        return self._parts.of(param)
-
-    def whole(self, param: Parameter) -> np.ndarray:
-        """Join what the devices have of a network's parameter; all of them have to ask for it."""
+    def held(self, param: Parameter) -> Held:
+        """Tell how the devices divide a network's parameter."""
         part = self._parts.of(param)
-        return joined(param, part, self.groups, part.flat)
-
-    def part(self, param: Parameter, array: np.ndarray) -> np.ndarray:
-        """Cut what this device has of a network's parameter out of the whole, if it is as large as that."""
-        part = self._parts.of(param)
-        return taken(array, part, self.groups, part.flat) if array.shape == part.shape else array
+        return Held(param, part, part.flat)
 
     def own(self, rows: int) -> range:
         """Return which rows of a global batch of so many are this device's; raises UserError if they do not divide."""

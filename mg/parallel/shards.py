@@ -5,7 +5,6 @@ length, filled up with zeros that stay zero. Collectives take many parameters at
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
@@ -13,31 +12,12 @@ from jaxtyping import Float
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 
 from mg.parallel.groups import Groups
+from mg.parallel.held import Held, Part
 from mg.parallel.kernels import Gather, Scatter, Sum
+from mg.parallel.pieces import divides, part_length
 
 BUCKET = 1 << 24
 """Elements that one collective takes at once."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """How one parameter of the network on this device comes from the serial network's."""
-
-    shape: tuple[int, ...]
-    """In the serial network."""
-    axis: int | None = None
-    """Axis divided by tensor parallelism; None: every device of a tensor group has it whole."""
-    flat: bool = False
-    """The network's parameter is a flat part of it itself (stage 3)."""
-
-    def local(self, tensor: int) -> tuple[int, ...]:
-        """Shape on one of `tensor` devices before ZeRO divides it."""
-        return tuple(n // tensor if i == self.axis else n for i, n in enumerate(self.shape))
-
-
-def part_length(size: int, parts: int) -> int:
-    """Length of one of several equal flat parts; the last is filled up."""
-    return -(-size // parts)
 
 
 def flat_part(value: np.ndarray, parts: int, index: int) -> Float[np.ndarray, " k"]:
@@ -62,36 +42,6 @@ def buckets(keys: Sequence[object], sizes: Sequence[int], limit: int = BUCKET) -
     return made
 
 
-def joined(value: Tensor, part: Part, groups: Groups, flat: bool) -> np.ndarray:
-    """Join the parts that the devices have of one tensor; all of them have to call it.
-
-    Args:
-        value: this device's part.
-        part: what tensor parallelism divides.
-        groups: of this device.
-        flat: the value is one of the flat parts in the shard group.
-    """
-    local = part.local(groups.dims.tensor)
-    if flat:
-        row = Gather(groups["shard"]).construct(value.reshape(1, -1)).asnumpy().reshape(-1)
-        value = Tensor(row[: int(np.prod(local))].copy())
-    if part.axis is None or groups.dims.tensor == 1:
-        return value.asnumpy().reshape(local).copy()
-    rows = Gather(groups["tensor"]).construct(value.reshape(1, -1)).asnumpy()
-    return np.concatenate([row.reshape(local) for row in rows], part.axis)
-
-
-def taken(array: np.ndarray, part: Part, groups: Groups, flat: bool) -> np.ndarray:
-    """Cut this device's part out of what `joined` gave."""
-    if part.axis is not None:
-        group = groups["tensor"]
-        array = np.split(array, group.size, part.axis)[group.index]
-    if flat:
-        group = groups["shard"]
-        return flat_part(array, group.size, group.index)
-    return np.ascontiguousarray(array)
-
-
 class Shards:
     """What this device owns of the parameters trained, and how it is kept in step with the others.
 
@@ -108,7 +58,7 @@ class Shards:
         self.params, self.parts, self.groups = tuple(params), tuple(parts), groups
         self.stage = groups.dims.zero_stage
         shard = groups["shard"]
-        self.divides = self.stage > 0 and shard.size > 1
+        self.divides = divides(groups.dims)
         tensor = groups.dims.tensor
         sizes = [int(np.prod(part.local(tensor))) for part in parts]
         lengths = [part_length(size, shard.size if self.divides else 1) for size in sizes]
@@ -146,15 +96,10 @@ class Shards:
         """Whether every parameter is on this device as the serial network has it, with all of the optimizer's state."""
         return not self.divides and all(part.axis is None and not part.flat for part in self.parts)
 
-    def whole(self, place: int, value: Tensor) -> np.ndarray:
-        """Join what the devices have of one tensor as large as an owned parameter; all of them have to ask for it."""
+    def held(self, place: int, value: Parameter | Tensor) -> Held:
+        """Tell how the devices divide a tensor that is as large as an owned parameter: a moment, for instance."""
         part = self.parts[place]
-        return joined(value, part, self.groups, part.flat or self.divides)
-
-    def part(self, place: int, array: np.ndarray) -> np.ndarray:
-        """Cut this device's part out of what `whole` gave."""
-        part = self.parts[place]
-        return taken(array, part, self.groups, part.flat or self.divides)
+        return Held(value, part, part.flat or self.divides)
 
     def _own(self, param: Parameter, part: Part) -> Parameter:
         if not self.divides or part.flat:

@@ -1,6 +1,7 @@
 """Checkpoints that exist completely or not at all.
 
-A checkpoint is a folder step-00001000 with its tensors, state.json and manifest.json (size and CRC of every file).
+A checkpoint is a folder step-00001000 with its tensors, state.json and manifest.json (size and CRC of every file). The
+tensors are whole, a file for each kind, or in pieces that several processes wrote (see mg.trainers.sharded).
 It is written as step-00001000.tmp, each file synced, then renamed: the rename is the commit. LATEST only helps people;
 the reader takes the newest folder whose manifest holds.
 """
@@ -11,7 +12,8 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,13 @@ import numpy as np
 from mg.errors import UserError
 from mg.files import sync_folder, write_json, write_text
 from mg.log import get_logger
-from mg.weights import read_weights, write_weights
+from mg.trainers.stored import StoredTensors
+from mg.weights import write_weights
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+TABLE = "tensors"
+"""In the manifest: what is in which file, where several processes wrote."""
 LATEST = "LATEST"
 FOLDER = re.compile(r"step-(\d{8,})")
 _BESIDE = 1 << 20
@@ -36,10 +41,26 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict
+    shards: dict[str, dict] = field(default_factory=dict)
+    """What is in which file, if several processes wrote it: kind ("model", "optimizer", "ema") -> name -> entry."""
 
-    def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """Return the arrays saved as `name` ("model", "optimizer", "ema"); raises UserError if there are none."""
-        return read_weights(self.folder / f"{name}.safetensors")
+    def has(self, name: str) -> bool:
+        """Tell whether tensors were saved as `name`."""
+        return name in self.shards or (self.folder / f"{name}.safetensors").is_file()
+
+    def tensors(self, name: str) -> StoredTensors:
+        """Open the tensors saved as `name` ("model", "optimizer", "ema"); raises UserError if there are none."""
+        if self.shards:
+            if name not in self.shards:
+                kinds = ", ".join(self.shards)
+                raise UserError(f"{self.folder}: it has no {name}, only {kinds}; take another checkpoint")
+            return StoredTensors.of_shards(self.folder, self.shards[name])
+        return StoredTensors.of_file(self.folder / f"{name}.safetensors")
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return the names that tensors were saved as."""
+        return sorted(self.shards or (path.stem for path in self.folder.glob("*.safetensors")))
 
 
 def step_folder(output: Path, step: int) -> Path:
@@ -65,34 +86,59 @@ def save(
     final = step_folder(output, step)
     if is_complete(final, checksums=True):
         return final
-    temporary = final.with_name(final.name + ".tmp")
     remove_leftovers(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        check_space(output, bytes_of(tensors))
-        temporary.mkdir()
+    with refusals(final):
+        temporary = begin(final, bytes_of(tensors))
         hook("folder")
         for name, arrays in tensors.items():
             write_weights(temporary / f"{name}.safetensors", arrays)
             hook(name)
         write_json(temporary / STATE, {"step": step, **state})
         hook("state")
-        write_json(temporary / MANIFEST, {"files": [_entry(path) for path in sorted(temporary.iterdir())]})
-        hook("manifest")
-        if final.exists():  # a damaged checkpoint of this very step, passed over when the run resumed
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        hook("renamed")
-        sync_folder(output)
-        write_text(output / LATEST, final.name + "\n")
-        hook("latest")
+        commit(final, manifest_of(temporary), hook)
+    return final
+
+
+def temporary_of(final: Path) -> Path:
+    """Return where a checkpoint is written before it is renamed."""
+    return final.with_name(final.name + ".tmp")
+
+
+@contextmanager
+def refusals(final: Path) -> Iterator[None]:
+    """Remove what was begun where the disk refuses, and raise that as a UserError."""
+    try:
+        yield
     except (OSError, UserError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary_of(final), ignore_errors=True)
         if isinstance(error, UserError):
             raise
         raise UserError(f"{final}: cannot write the checkpoint ({error.strerror or error}); "
                         "free some space or choose another output folder") from error
-    return final
+
+
+def begin(final: Path, arrays: int) -> Path:
+    """Make the folder in which a checkpoint with `arrays` bytes of arrays is written, and return it."""
+    temporary = temporary_of(final)
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was broken off
+    final.parent.mkdir(parents=True, exist_ok=True)
+    check_space(final.parent, arrays)
+    temporary.mkdir()
+    return temporary
+
+
+def commit(final: Path, manifest: Mapping, hook: Callable[[str], None] = lambda point: None) -> None:
+    """Let a checkpoint exist, all files of which are written and in the manifest."""
+    text = json.dumps(manifest, indent=None if TABLE in manifest else 2, ensure_ascii=False)
+    write_text(temporary_of(final) / MANIFEST, text + "\n")
+    hook("manifest")
+    if final.exists():  # a damaged checkpoint of this very step, passed over when the run resumed
+        shutil.rmtree(final)
+    os.rename(temporary_of(final), final)
+    hook("renamed")
+    sync_folder(final.parent)
+    write_text(final.parent / LATEST, final.name + "\n")
+    hook("latest")
 
 
 def bytes_of(tensors: Mapping[str, Mapping[str, np.ndarray]]) -> int:
@@ -135,21 +181,21 @@ def prune(
             get_logger().warning(f"{folder}: old checkpoint not deleted ({error.strerror})")
 
 
-def load(folder: Path) -> Checkpoint | None:
+def load(folder: Path, checksums: bool = True) -> Checkpoint | None:
     """Return the checkpoint of one step folder if all its files have the size and CRC of its manifest, else None."""
-    if not is_complete(folder, checksums=True):
+    if fault(folder, checksums) is not None:
         return None
     state = json.loads((folder / STATE).read_text())
-    return Checkpoint(folder, state["step"], state)
+    return Checkpoint(folder, state["step"], state, json.loads((folder / MANIFEST).read_text()).get(TABLE, {}))
 
 
 def newest(output: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose files all have the size and CRC of its manifest, or None."""
     for _, folder in sorted(committed(output).items(), reverse=True):
-        found = load(folder)
-        if found is not None:
-            return found
-        get_logger().warning(f"{folder}: incomplete or damaged checkpoint passed over")
+        why = fault(folder, checksums=True)
+        if why is None:
+            return load(folder, checksums=False)
+        get_logger().warning(f"{folder}: incomplete or damaged checkpoint passed over ({why})")
     return None
 
 
@@ -191,8 +237,19 @@ def committed(output: Path) -> dict[int, Path]:
     return {int(match[1]): path for path in output.iterdir() if (match := FOLDER.fullmatch(path.name))}
 
 
-def _entry(path: Path) -> dict:
+def entry_of(path: Path) -> dict:
+    """Return what a manifest says of a file."""
     return {"name": path.name, "bytes": path.stat().st_size, "crc32": _crc32(path)}
+
+
+def manifest_of(folder: Path) -> dict:
+    """Return the manifest of a folder of whole tensors, in which all other files are."""
+    return {"files": [entry_of(path) for path in sorted(folder.iterdir())]}
+
+
+def crc_of_table(table: Mapping) -> int:
+    """Return the CRC of the table in a manifest, which no file's CRC covers."""
+    return zlib.crc32(json.dumps(table, sort_keys=True).encode())
 
 
 def _crc32(path: Path) -> int:
@@ -205,16 +262,33 @@ def _crc32(path: Path) -> int:
 
 def is_complete(folder: Path, checksums: bool = False) -> bool:
     """Tell whether every file of the manifest is there in its size, and with `checksums` with its CRC, too."""
+    return fault(folder, checksums) is None
+
+
+def fault(folder: Path, checksums: bool = False) -> str | None:
+    """Return what is wrong with a step folder, None if it is complete; see `is_complete`."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text())["files"]
-        names = {entry["name"] for entry in entries}
-        return STATE in names and all(
-            (folder / entry["name"]).stat().st_size == entry["bytes"]
-            and (not checksums or _crc32(folder / entry["name"]) == entry["crc32"])
-            for entry in entries
-        )
-    except (OSError, ValueError, KeyError, TypeError):  # no manifest, not JSON, or JSON of another make
-        return False
+        manifest = json.loads((folder / MANIFEST).read_text())
+        entries = {entry["name"]: (entry["bytes"], entry["crc32"]) for entry in manifest["files"]}
+        table = manifest.get(TABLE, {})
+        if checksums and table and crc_of_table(table) != manifest[f"{TABLE}_crc32"]:
+            return f"{MANIFEST} is damaged"
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror or error}"
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another make
+        return f"{MANIFEST} is damaged"
+    if STATE not in entries:
+        return f"{MANIFEST} has no {STATE}"
+    for name, (size, crc) in entries.items():
+        try:
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if checksums and _crc32(folder / name) != crc:
+                return f"{name} has not the CRC of {MANIFEST}"
+        except (OSError, TypeError) as error:
+            return f"{name}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def _size(count: int) -> str:

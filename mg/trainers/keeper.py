@@ -14,7 +14,7 @@ from mg.errors import UserError
 from mg.files import write_text
 from mg.log import get_logger
 from mg.parallel.groups import is_launched
-from mg.trainers import checkpoint
+from mg.trainers import checkpoint, sharded
 from mg.trainers.lock import lock_folder
 from mg.trainers.mirror import Mirror
 from mg.trainers.remote import RemoteFolder
@@ -55,12 +55,14 @@ class Keeper:
         From here to the end of `copying` no other process can train in the folder; those of one launch are not told
         apart and are not held off.
         """
-        if not self._leads:
-            return find_here(self._output, self._config)
         if not is_launched():
             self._lock = lock_folder(self._output)
         checkpoint.remove_leftovers(self._output)
         return find(self._output, self._config, self._remote)
+
+    def find_same(self, step: int, option: str) -> Found | None:
+        """Return what `find` found in the process that leads, None if it is not to be seen from here."""
+        return find_here(self._output, self._config, step, option)
 
     def resumed(self, found: Found) -> None:
         """Take over what `found` knows, and finish what an earlier process left undone between a commit and its end."""
@@ -118,12 +120,13 @@ class Keeper:
         self,
         log: RunLog,
         step: int,
-        tensors: Mapping[str, Mapping[str, np.ndarray]],
+        tensors: Mapping[str, Mapping[str, np.ndarray]] | sharded.Shares,
         state: Mapping,
         figures: Mapping[str, float] | None,
         last: bool,
+        crew: sharded.Crew | None = None,
     ) -> bool:
-        """Commit a checkpoint, then delete those that need not stay; return whether this process has written it.
+        """Commit a checkpoint, then delete those that need not stay; return whether this process has committed it.
 
         Args:
             log: told of the save, or of its failure.
@@ -132,19 +135,29 @@ class Keeper:
             state: JSON values; the list of the best checkpoints is added.
             figures: of the validation of this step, None where there was none.
             last: no further save will come in this process.
+            crew: processes that write together; tensors are what each has of them, and all have to call this.
 
         Raises:
             UserError: the disk refused this save, which is the last one or one too many in a row.
         """
         start = time.perf_counter()
         best = self.retention.with_figure(step, self._figure(figures))
-        if not self._leads:
+        if not self._leads and crew is None:
             return False
+        state = {**state, "best": as_json(best)}
         try:
-            log.sync()
-            folder = checkpoint.save(self._output, step, tensors, {**state, "best": as_json(best)}, hook=self._hook)
+            if crew is None:
+                log.sync()
+                folder = checkpoint.save(self._output, step, tensors, state, hook=self._hook)
+            else:
+                folder = sharded.save(self._output, step, tensors, state, crew, before=log.sync, hook=self._hook)
         except (OSError, UserError) as error:
-            self._refused(log, step, error, last)
+            if self._leads:
+                self._refused(log, step, error, last)
+            else:
+                get_logger().warning(f"step {step} is not saved: {error}")
+            return False
+        if not self._leads:
             return False
         self._failed = 0
         log.event("save", step=step, folder=folder.name, seconds=round(time.perf_counter() - start, 3))

@@ -1,22 +1,25 @@
 """One player in training: parameters by name, the gradient of a step, the update, and what a checkpoint keeps of it."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from mg.config.trainer import OptimizerConfig
 from mg.errors import UserError
+from mg.parallel.dims import ParallelDims
+from mg.parallel.held import Held, Part, on_host
 from mg.parallel.mesh import Mesh
-from mg.parallel.shards import Part
+from mg.parallel.pieces import size_of
+from mg.trainers.checkpoint import Checkpoint
 from mg.trainers.ema import swapped
 from mg.trainers.player import Memory
 from mg.trainers.select import frozen
 from mg.trainers.step import Stepper
+from mg.trainers.stored import StoredTensors
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,6 +63,7 @@ class Learner:
         self.updates = 0
         """Updates applied so far."""
         self._mesh = mesh
+        self._dims, self._rank = (mesh.dims, mesh.rank) if mesh else (ParallelDims(), 0)
         self._shards = mesh.shards(self.params) if mesh else None
         self._stepper = Stepper(
             mesh.loss(loss) if mesh else loss, self.params, optimizer, ema_decay, list(self.trained), scaled,
@@ -76,19 +80,14 @@ class Learner:
         return self._stepper.compilations
 
     @property
-    def wholes(self) -> dict[str, Parameter | Part]:
+    def wholes(self) -> dict[str, Held]:
         """What has the shape of each of the network's weights, by name, however the processes divide them."""
-        return {name: self._mesh.divided(param) for name, param in self.weights.items()} if self._mesh else self.weights
+        return self._held("model", self.weights)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Size of what `tensors` returns."""
-        wholes = {name: whole.shape for name, whole in self.wholes.items()}
-        shapes = list(wholes.values())
-        for name, param in {**self._moments(), **self._averages()}.items():
-            place = self._place(name)
-            shapes.append(param.shape if place is None else wholes.get(list(self.trained)[place], param.shape))
-        return 4 * sum(int(np.prod(shape)) for shape in shapes)  # float32
+        return sum(size_of(one.shape) * one.dtype.itemsize for group in self.held().values() for one in group.values())
 
     @property
     def averages(self) -> Sequence[Parameter]:
@@ -136,30 +135,40 @@ class Learner:
     def export(self) -> Arrays:
         """Return the network's weights, averaged where averages are kept, under its own names."""
         averages = {name: value for name, value in self._averages().items() if name in self.weights}
-        return {**self._whole("model", self.weights), **self._whole("ema", averages)}
+        held = {**self._held("model", self.weights), **self._held("ema", averages)}
+        return {name: self._whole(one) for name, one in held.items()}
 
     def tensors(self) -> dict[str, Arrays]:
-        """Return the arrays of a checkpoint by file name without suffix."""
-        return {f"{self.prefix}{kind}": self._whole(kind, group) for kind, group in self._groups().items()}
+        """Return the arrays of a checkpoint by file name without suffix, joined from all processes."""
+        return {kind: {name: self._whole(one) for name, one in group.items()} for kind, group in self.held().items()}
+
+    def held(self) -> dict[str, dict[str, Held]]:
+        """Return what is here of the tensors of a checkpoint, as `tensors` names them."""
+        return {f"{self.prefix}{kind}": self._held(kind, group) for kind, group in self._groups().items()}
 
     def state(self) -> dict:
         """Return the rest of what a resumed run needs, as JSON values."""
         return {"updates": self.updates, "memory": self._memory.state() if self._memory else None}
 
-    def start_from(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Begin with the weights given by name instead of the network's present ones; averages begin with them."""
-        restore_arrays({name: self.weights[name] for name in arrays}, arrays, Path(), partial(self._part, "model"))
+    def start_from(self, tensors: StoredTensors) -> None:
+        """Begin with weights by name instead of the network's present ones; averages begin with them."""
+        held = self.wholes
+        for name in tensors:
+            held[name].fill(partial(tensors.piece, name), self._dims, self._rank)
         owned = self.params
         if self._shards is not None:
             self._shards.take()
             owned = self._shards.owned
-        if self.averages:
-            restore_arrays(self._averages(), arrays_of(dict(zip(self.trained, owned, strict=True))), Path())
+        for param, average in zip(owned, self.averages, strict=False):  # no averages, or one for each
+            average.set_data(Tensor(on_host(param).copy()))
 
-    def restore(self, tensors: Callable[[str], Arrays], state: Mapping, source: Path) -> None:
-        """Go on from a checkpoint: `tensors` reads a file of it; raises UserError if it is of another make."""
-        for kind, group in self._groups().items():
-            restore_arrays(group, tensors(f"{self.prefix}{kind}"), source, partial(self._part, kind))
+    def restore(self, saved: Checkpoint, state: Mapping) -> None:
+        """Go on from a checkpoint; raises UserError if it is of another make."""
+        for kind, group in self.held().items():
+            tensors = saved.tensors(kind)
+            check_fit(group, tensors.shapes, saved.folder)
+            for name, one in group.items():
+                one.fill(partial(tensors.piece, name), self._dims, self._rank)
         if self._shards is not None:
             self._shards.take()
         self.updates = state["updates"]
@@ -178,29 +187,21 @@ class Learner:
         kind, _, rest = name.partition("/")
         return self._places.get(name, None if kind == "param" else self._places.get(rest))
 
-    def _whole(self, kind: str, params: Mapping[str, Parameter]) -> Arrays:
-        """Return copies on the host, joined from all processes."""
-        if self._mesh is None:
-            return arrays_of(params)
-        if kind == "model":
-            return {name: self._mesh.whole(param) for name, param in params.items()}
-        places = {name: self._place(name) for name in params}
-        alone = arrays_of({name: param for name, param in params.items() if places[name] is None})
-        return {
-            name: alone[name] if name in alone else self._shards.whole(places[name], param)
-            for name, param in params.items()
-        }
+    def _held(self, kind: str, params: Mapping[str, Parameter]) -> dict[str, Held]:
+        """Tell how the processes divide tensors of a kind."""
+        return {name: self._one_held(kind, name, param) for name, param in params.items()}
 
-    def _part(self, kind: str, name: str, array: np.ndarray) -> np.ndarray:
-        """Cut this process' part out of a tensor of a checkpoint."""
-        if self._mesh is None:
-            return array
-        if kind == "model":
-            return self._mesh.part(self.weights[name], array) if name in self.weights else array
+    def _one_held(self, kind: str, name: str, param: Parameter) -> Held:
+        if self._mesh is not None and kind == "model":
+            return self._mesh.held(param)
         place = self._place(name)
-        if place is None or array.shape != self._shards.parts[place].shape:
-            return array
-        return self._shards.part(place, array)
+        if self._shards is None or self._shards.is_whole or place is None:
+            return Held(param, Part(tuple(param.shape)), False)
+        return self._shards.held(place, param)
+
+    def _whole(self, one: Held) -> np.ndarray:
+        """Return a copy on the host, joined from all processes."""
+        return on_host(one.param).copy() if self._mesh is None else one.whole(self._mesh.groups)
 
     def _averages(self) -> dict[str, Parameter]:
         return dict(zip(self.trained, self.averages, strict=False))  # empty without EMA
@@ -228,29 +229,10 @@ def _name_trained(
     return trained, {name: param for name, param in trained.items() if id(param) in outside}
 
 
-def arrays_of(params: Mapping[str, Parameter]) -> Arrays:
-    """Return copies on the host; bfloat16 as float32."""
-    wide = {name: param.float() if param.dtype == ms.bfloat16 else param for name, param in params.items()}
-    return {name: param.asnumpy().copy() for name, param in wide.items()}
-
-
-def restore_arrays(
-    params: Mapping[str, Parameter],
-    arrays: Mapping[str, np.ndarray],
-    source: Path,
-    cut: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array,
-) -> None:
-    """Set every parameter to the array of its name, or what `cut` makes of it.
-
-    Raises UserError if names or shapes differ.
-    """
-    arrays = {name: cut(name, array) for name, array in arrays.items()}
-    wrong = [
-        name for name in sorted(params.keys() | arrays.keys())
-        if name not in params or name not in arrays or tuple(arrays[name].shape) != tuple(params[name].shape)
-    ]
+def check_fit(held: Mapping[str, Held], shapes: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raise UserError if the tensors of a checkpoint differ in names or shapes from what is to be set."""
+    wrong = [name for name in sorted(held.keys() | shapes.keys())
+             if name not in held or shapes.get(name) != held[name].shape]
     if wrong:
         raise UserError(f"{source}: cannot resume, {len(wrong)} tensors do not fit the model: {', '.join(wrong[:5])}; "
                         "choose another output folder")
-    for name, param in params.items():
-        param.set_data(Tensor(arrays[name], dtype=param.dtype))

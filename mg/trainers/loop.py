@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from mindspore import nn
@@ -276,7 +276,9 @@ class Trainer:
             log.say(f"step {self.step}: {watched.monitor} on a plateau, learning rate x {self._plateau.scale:.4g}")
 
     def _save(self, log: RunLog, figures: Mapping[str, float] | None, last: bool) -> None:
-        tensors = {name: arrays for learner in self._learners for name, arrays in learner.tensors().items()}
+        crew = self._mesh if self.config.save_shards else None
+        found = (learner.held() if crew else learner.tensors() for learner in self._learners)
+        tensors = {name: group for one in found for name, group in one.items()}
         state = {
             **self._main.state(),
             "opponents": {learner.prefix: learner.state() for learner in self._learners[1:]},
@@ -286,7 +288,7 @@ class Trainer:
             "fingerprint": self._fingerprint,
             "config": asdict(self.config),
         }
-        saved = self._keeper.save(log, self.step, tensors, state, figures, last)
+        saved = self._keeper.save(log, self.step, tensors, state, figures, last, crew)
         if self._mesh is not None:  # nobody goes on before the checkpoint is there
             done = any(self._mesh.total(float(saved)))
             if done and not self._leads:
@@ -300,8 +302,7 @@ class Trainer:
         own = [-1.0, 0.0] if found is None else [float(found.checkpoint.step), float(OPTIONS.index(found.option))]
         step, option = self._mesh.total(*(own if self._leads else (0.0, 0.0)))  # the others wait here
         if not self._leads and step >= 0:
-            found = self._keeper.find()
-            found = None if found is None else replace(found, option=OPTIONS[int(option)])
+            found = self._keeper.find_same(int(step), OPTIONS[int(option)])
         differs = step >= 0 and (found is None or found.checkpoint.step != step)
         if any(self._mesh.total(float(differs))):
             raise UserError(
@@ -318,11 +319,11 @@ class Trainer:
         if self.config.init_from is None:
             return False, ["weights as the network was made with"]
         with other_run(self.config.init_from, "train.init_from") as saved:
-            arrays, wrong = take_weights(
+            weights, wrong = take_weights(
                 self._main.wholes, saved, strict=self.config.init_strict, place=self.config.init_from
             )
             named = [tell_change(*change) for change in changes(saved, self._fingerprint, self.config)]
-        self._main.start_from(arrays)
+            self._main.start_from(weights)
         lines = [f"weights, and nothing else, from train.init_from={self.config.init_from}, step {saved.step}"]
         lines += [f"left out: {text}" for text in wrong]
         return False, lines + [f"unlike there: {text}" for text in named]
@@ -336,7 +337,7 @@ class Trainer:
             raise
         for learner in self._learners:
             state = saved.state["opponents"][learner.prefix] if learner.prefix else saved.state
-            learner.restore(saved.tensors, state, saved.folder)
+            learner.restore(saved, state)
         self._keeper.resumed(found)
         self.step = saved.step
         if "guard" in saved.state:  # checkpoints of earlier versions have none, nor the next

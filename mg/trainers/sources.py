@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
 from mg.files import write_text
@@ -17,6 +15,7 @@ from mg.trainers import checkpoint
 from mg.trainers.checkpoint import Checkpoint
 from mg.trainers.remote import Outcome, RemoteFolder, is_url, split_step
 from mg.trainers.runlog import STEPWISE
+from mg.trainers.stored import StoredTensors
 
 COURSE = ("optimizer", "schedule", "lr_reduce_on_plateau")
 """Sections of the trainer's settings that decide where a run goes, beside its fingerprint."""
@@ -68,14 +67,17 @@ def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None) -> Fo
     return Found(found, "resume_from", config.resume_from)
 
 
-def find_here(output: Path, config: TrainerConfig) -> Found | None:
-    """Return what `find` found in another process, and copied where that is needed; nothing is written or copied."""
-    own = checkpoint.newest(output)
-    if own is not None:
-        return Found(own, "output_path", str(own.folder))
-    if config.resume_from is None or is_url(config.resume_from):
-        return None
-    return Found(_local(config.resume_from, "train.resume_from"), "resume_from", config.resume_from)
+def find_here(output: Path, config: TrainerConfig, step: int, option: str) -> Found | None:
+    """Return the checkpoint that `find` found in another process, given its step and where it was found.
+
+    Nothing is written, copied or read through a second time: the files have to be there in their size.
+    """
+    folder, place = checkpoint.step_folder(output, step), config.resume_from
+    if option == "resume_from" and place is not None and not is_url(place):
+        run, named = split_step(place)
+        folder = checkpoint.step_folder(Path(run), step) if named is None else Path(place)
+    found = checkpoint.load(folder, checksums=False)
+    return None if found is None else Found(found, option, str(folder))
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def other_run(place: str, option: str) -> Iterator[Checkpoint]:
         UserError: there is none, it is damaged, or the URL cannot be reached.
     """
     if not is_url(place):
-        yield _local(place, option)
+        yield open_local(place, option)
         return
     with tempfile.TemporaryDirectory(prefix="mg-init-") as temporary:
         yield _fetched(place, option, Path(temporary))
@@ -130,30 +132,31 @@ def check_changes(saved: Checkpoint, fingerprint: Mapping, config: TrainerConfig
 
 def take_weights(
     weights: Mapping[str, object], saved: Checkpoint, *, strict: bool, place: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the arrays of a checkpoint that fit parameters by name and shape, averaged ones first, and what does not.
+) -> tuple[StoredTensors, list[str]]:
+    """Return the tensors of a checkpoint that fit parameters by name and shape, averaged ones first, and what does not.
 
     weights: parameters (anything with a shape) by name.
 
     Raises:
         UserError: something does not fit and `strict` is set, or nothing fits.
     """
-    arrays = saved.tensors("model")
-    if (saved.folder / "ema.safetensors").is_file():
-        arrays.update((name, array) for name, array in saved.tensors("ema").items() if name in arrays)
-    wrong = [f"{name} is missing there" for name in sorted(weights.keys() - arrays.keys())]
-    wrong += [f"{name} is not in the network" for name in sorted(arrays.keys() - weights.keys())]
-    fitting = {}
-    for name in sorted(weights.keys() & arrays.keys()):
-        if tuple(arrays[name].shape) == tuple(weights[name].shape):
-            fitting[name] = arrays[name]
+    tensors = saved.tensors("model")
+    if saved.has("ema"):
+        tensors = saved.tensors("ema").over(tensors)
+    shapes = tensors.shapes
+    wrong = [f"{name} is missing there" for name in sorted(weights.keys() - shapes.keys())]
+    wrong += [f"{name} is not in the network" for name in sorted(shapes.keys() - weights.keys())]
+    fitting = []
+    for name in sorted(weights.keys() & shapes.keys()):
+        if shapes[name] == tuple(weights[name].shape):
+            fitting.append(name)
         else:
-            wrong.append(f"{name} is {tuple(arrays[name].shape)} instead of {tuple(weights[name].shape)}")
+            wrong.append(f"{name} is {shapes[name]} instead of {tuple(weights[name].shape)}")
     if wrong and (strict or not fitting):
         some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         remedy = "set train.init_strict false to leave these out" if fitting else "give a run of the same model"
         raise UserError(f"train.init_from={place}: does not fit: {some}; {remedy}")
-    return fitting, wrong
+    return tensors.only(fitting), wrong
 
 
 def _merged(defaults: object, stored: object) -> object:
@@ -176,7 +179,7 @@ def _other(place: str, output: Path) -> Checkpoint:
         if outcome.error is not None:
             get_logger().warning(f"{run}: its logs cannot be copied ({outcome.error})")
         return found
-    found = _local(place, "train.resume_from")
+    found = open_local(place, "train.resume_from")
     for name in STEPWISE:
         log = found.folder.parent / f"{name}.jsonl"
         if log.is_file():
@@ -184,17 +187,22 @@ def _other(place: str, output: Path) -> Checkpoint:
     return found
 
 
-def _local(place: str, option: str) -> Checkpoint:
+def open_local(place: str, option: str) -> Checkpoint:
+    """Return the checkpoint that a path names, of a run (its newest) or of one step.
+
+    Raises:
+        UserError: there is none, or it is damaged; the message names the option.
+    """
     run, step = split_step(place)
     if step is None:
         found = checkpoint.newest(Path(run))
         if found is None:
             raise UserError(f"{option}={place}: there is no valid checkpoint; give a run's folder or one of its step-*")
         return found
-    found = checkpoint.load(Path(place))
-    if found is None:
-        raise UserError(f"{option}={place}: missing, incomplete or damaged; give another step of the run")
-    return found
+    why = checkpoint.fault(Path(place), checksums=True)
+    if why is not None:
+        raise UserError(f"{option}={place}: missing, incomplete or damaged ({why}); give another step of the run")
+    return checkpoint.load(Path(place), checksums=False)
 
 
 def _fetched(place: str, option: str, target: Path) -> Checkpoint:

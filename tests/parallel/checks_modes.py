@@ -149,11 +149,12 @@ def check(rank: int, world: int, degrees: dict[str, int], mode: str) -> None:
     params = ParameterTuple(list(named.values()))
     shards = mesh.shards(params)
     stepper = Stepper(mesh.loss(loss), params, OPTIMIZER, 0.9, list(named), shards=shards)
-    figures, grads = train(stepper, lambda grads: [shards.whole(i, grad) for i, grad in enumerate(grads)], mesh.rows)
+    whole = lambda grads: [shards.held(i, grad).whole(mesh.groups) for i, grad in enumerate(grads)]  # noqa: E731
+    figures, grads = train(stepper, whole, mesh.rows)
     np.testing.assert_allclose(figures, expected["figures"], rtol=0, atol=TOLERANCE)
     for i, (name, param) in enumerate(named.items()):
-        found = {"grad": grads[i], "param": mesh.whole(param)}
-        found["ema"] = shards.whole(i, stepper.update.averages[i])
+        found = {"grad": grads[i], "param": mesh.held(param).whole(mesh.groups)}
+        found["ema"] = shards.held(i, stepper.update.averages[i]).whole(mesh.groups)
         for kind, value in found.items():
             wanted = expected[f"{kind} {name}"]
             np.testing.assert_allclose(value, wanted, rtol=0, atol=TOLERANCE, err_msg=f"{kind} {name}")

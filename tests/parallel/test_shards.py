@@ -11,8 +11,10 @@ from mg.models.llama.config import LlamaConfig
 from mg.models.llama.network import LlamaModel
 from mg.parallel.dims import ParallelDims
 from mg.parallel.groups import Groups
+from mg.parallel.held import Held, Part
+from mg.parallel.pieces import part_length, piece_of, tensor_axis
 from mg.parallel.plans_llama import check_plain, parallelise_llama
-from mg.parallel.shards import Part, Shards, buckets, flat_part, joined, part_length, taken
+from mg.parallel.shards import Shards, buckets, flat_part
 from mg.trainers.step import ApplyStep, Stepper
 
 CONFIG = LlamaConfig(
@@ -41,21 +43,42 @@ def test_buckets_hold_neighbours_of_one_key_up_to_the_limit():
     assert buckets("ab", [200, 1], 100) == [[0], [1]]
 
 
-@pytest.mark.parametrize("part", [Part((4, 6)), Part((4, 6), 0), Part((4, 6), 1), Part((5, 3)), Part((4, 6), 1, True)])
+@pytest.mark.parametrize("part", [Part((4, 6)), Part((4, 6), 0), Part((4, 6), 1), Part((5, 3)), Part((4, 6), 1, True),
+                                  Part((5, 3), None, True)])  # fmt: skip
 def test_the_parts_of_all_devices_are_the_whole(part):
-    degrees = {"zero": 2, "tensor": 2, "zero_stage": 3}
     array = np.arange(np.prod(part.shape), dtype=np.float32).reshape(part.shape)
-    found = [taken(array, part, alone(rank, **degrees), part.flat) for rank in range(4)]
+    found, own = [], []
+    for rank in range(4):
+        groups = alone(rank, zero=2, tensor=2, zero_stage=3)
+        local = part.local(2)
+        shape = (part_length(int(np.prod(local)), 2),) if part.flat else local
+        held = Held(Parameter(Tensor(np.full(shape, -1, np.float32))), part, part.flat)
+        held.fill(lambda piece: piece.of(array), groups.dims, rank)
+        found.append(held.param.asnumpy())
+        own.append(held.own(groups.dims, rank))
+        wanted = piece_of(part.shape, part.axis, groups.dims, rank).of(array)
+        np.testing.assert_array_equal(own[-1], wanted)  # its flat part, also where it has more than that
     if part.flat:
-        columns = [np.concatenate([found[i], found[2 + i]]).reshape(4, 3) for i in range(2)]
-        np.testing.assert_array_equal(np.concatenate(columns, 1), array)
+        whole = [np.concatenate([found[i], found[2 + i]]) for i in range(2)]
+        size = int(np.prod(part.local(2)))
+        assert not any(flat[size:].any() for flat in whole)  # filled up with zeros
+        columns = [flat[:size].reshape(part.local(2)) for flat in whole]
+        np.testing.assert_array_equal(columns[0] if part.axis is None else np.concatenate(columns, 1), array)
     elif part.axis is None:
         assert all((value == array).all() for value in found)
     else:
         np.testing.assert_array_equal(np.concatenate(found[:2], part.axis), array)
         np.testing.assert_array_equal(found[0], found[2])
-    one = alone()
-    np.testing.assert_array_equal(joined(Tensor(array), Part(part.shape), one, False), array)
+    one = Held(Tensor(array), Part(part.shape), False)
+    np.testing.assert_array_equal(one.whole(alone()), array)
+
+
+def test_what_tensor_parallelism_divides_is_known_by_name():
+    network = LlamaModel(LlamaConfig(**{**CONFIG.to_dict(), "qk_norm": True}))
+    parts = parallelise_llama(network, alone(tensor=2))
+    axes = {name: parts.of(param).axis for name, param in network.parameters_and_names()}
+    assert {name: tensor_axis(f"exp_avg/{name}") for name in axes} == axes == {name: tensor_axis(name) for name in axes}
+    assert sorted(axes.values(), key=str).count(0) > 10 and list(axes.values()).count(1) == 6
 
 
 def numbers(params) -> int:
