@@ -90,7 +90,7 @@ def toy_config(steps, **changes):
 
 
 def toy_trainer(output, steps, source=None, **changes):
-    extra = {name: changes.pop(name) for name in ("validate", "fingerprint", "hook") if name in changes}
+    extra = {name: changes.pop(name) for name in ("validate", "fingerprint", "hook", "mesh") if name in changes}
     network = ToyNet()
     return Trainer(
         network=network, loss=ToyLoss(network), batches=source or ToySource(),
