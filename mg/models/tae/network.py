@@ -1,6 +1,6 @@
 """The temporal autoencoder (TAE): videos to 8x8x8 compressed latents and back (Movie Gen, 3.1.1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -13,7 +13,7 @@ from mg.models.tae.adapter import DEAD_TENSORS, PREFIXES
 from mg.models.tae.config import TAE_CONFIG, TaeConfig
 from mg.models.tae.init import initialise
 from mg.models.tae.modules import Conv2_5d, Decoder, Encoder
-from mg.models.tae.tiling import Blend, Tiles, even_tiles
+from mg.models.tae.tiling import Blend, Grid, Tiles
 from mg.ops import crop, pad_edge, pad_zero
 from mg.rng import stream
 from mg.weights import check_finite, load_into, read_weights
@@ -72,6 +72,8 @@ class TemporalAutoencoder(nn.Cell):
         self.sample_deterministic, self.use_tile = sample_deterministic, use_tile
         self.encode_tile, self.decode_tile, self.decode_overlap = encode_tile, decode_tile, decode_overlap
         self.spatial_tile, self.spatial_overlap = spatial_tile, spatial_overlap
+        # How tiles are sent through the network: map_tiles(run, tiles) gives the results in the order of the tiles.
+        self.map_tiles: Callable[[Callable, Iterable[np.ndarray]], Iterable[np.ndarray]] = map
         self._check_tiles(encode_overlap)
         self.compute_dtype = device.compute_dtype(dtype)
         self.encoder = Encoder(self.config)
@@ -237,12 +239,19 @@ class TemporalAutoencoder(nn.Cell):
 
     def _encode_tiled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         video = x.asnumpy()
-        parts = []
-        for start, stop in Tiles(video.shape[2], self.encode_tile, 0):
-            parts.append(self._spatial_tiles(video[:, :, start:stop], self._moments_numpy, 1))
-        moments = np.concatenate(parts, 2)  # (b, 2*z, t8, h8, w8)
+        grid = self._grid(*self.latent_size(*video.shape[2:])[1:])
+        spans = list(Tiles(video.shape[2], self.encode_tile, 0))
+        tiles = (tile for span in spans for tile in grid.cut(self._whole(video, *span), self.spatial_compress))
+        results = iter(self.map_tiles(self._moments_numpy, tiles))
+        moments = np.concatenate([grid.join(results, 1) for _ in spans], 2)  # (b, 2*z, t8, h8, w8)
         mean, logvar = np.split(moments, 2, 1)
         return Tensor(np.ascontiguousarray(mean)), Tensor(np.ascontiguousarray(logvar))
+
+    def _whole(self, video: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Frames of a span, sides padded to whole latent positions."""
+        pad = [(0, 0)] * 3 + [(0, -n % self.spatial_compress) for n in video.shape[3:]]
+        span = video[:, :, start:stop]
+        return np.pad(span, pad, mode="edge") if any(after for _, after in pad) else span
 
     def _moments_numpy(self, x: np.ndarray) -> np.ndarray:
         mean, logvar = self._encode_graph(Tensor(np.ascontiguousarray(x)))
@@ -253,36 +262,22 @@ class TemporalAutoencoder(nn.Cell):
 
     def _decode_tiled(self, z: Tensor) -> Tensor:
         latents, factor = z.asnumpy(), self.time_compress
-        overlap = self.decode_overlap // factor
-        spans = list(Tiles(latents.shape[2], self.decode_tile // factor, overlap))
+        grid = self._grid(*latents.shape[3:])
+        spans = list(Tiles(latents.shape[2], self.decode_tile // factor, self.decode_overlap // factor))
+        tiles = (tile for start, stop in spans for tile in grid.cut(latents[:, :, start:stop], 1))
+        results = iter(self.map_tiles(self._pixels_numpy, tiles))
         blend = Blend(2, self.config.tile_blend)
         for i, (start, stop) in enumerate(spans):
             before = (spans[i - 1][1] - start) * factor if i else 0
             after = (stop - spans[i + 1][0]) * factor if i + 1 < len(spans) else 0
-            tile = self._spatial_tiles(latents[:, :, start:stop], self._pixels_numpy, self.spatial_compress)
+            tile = grid.join(results, self.spatial_compress)
             blend.add(tile, start * factor, latents.shape[2] * factor, before, after)
         return Tensor(blend.result())
 
-    def _spatial_tiles(self, x: np.ndarray, run: Callable[[np.ndarray], np.ndarray], scale: int) -> np.ndarray:
-        """Run a network over tiles of height and width; `scale` is 1 for pixels in, latents out, else 8."""
+    def _grid(self, height: int, width: int) -> Grid:
+        """Tiles of a latent of so many rows and columns."""
         c = self.spatial_compress
-        into = 1 if scale > 1 else c  # input positions per latent position
-        if scale == 1:
-            pad = [(0, 0)] * 3 + [(0, -n % c) for n in x.shape[3:]]
-            x = np.pad(x, pad, mode="edge") if any(after for _, after in pad) else x
-        size, overlap = self.spatial_tile // c, self.spatial_overlap // c
-        rows = even_tiles(x.shape[3] // into, size, overlap)
-        columns = even_tiles(x.shape[4] // into, size, overlap)
-        if len(rows) == 1 and len(columns) == 1:
-            return run(x)
-        bands = Blend(3, self.config.tile_blend)
-        for top, bottom, above, below in rows:
-            band = Blend(4, self.config.tile_blend)
-            for left, right, before, after in columns:
-                tile = run(x[:, :, :, top * into : bottom * into, left * into : right * into])
-                band.add(tile, left * scale, x.shape[4] // into * scale, before * scale, after * scale)
-            bands.add(band.result(), top * scale, x.shape[3] // into * scale, above * scale, below * scale)
-        return bands.result()
+        return Grid(height, width, self.spatial_tile // c, self.spatial_overlap // c, self.config.tile_blend)
 
 
 class _Method(nn.Cell):

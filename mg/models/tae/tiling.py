@@ -108,3 +108,37 @@ class Blend:
         shape = [1] * ndim
         shape[self.axis] = -1
         return weights.reshape(shape)
+
+
+class Grid:
+    """Equal tiles of height and width, in positions of the latent.
+
+    Args:
+        height: rows of the latent.
+        width: columns of the latent.
+        size: length of a tile's sides; a shorter side is one tile.
+        overlap: least overlap of neighbours.
+        blend: see `ramp`.
+    """
+
+    def __init__(self, height: int, width: int, size: int, overlap: int, blend: Literal["linear", "uniform"]) -> None:
+        self.height, self.width, self.blend = height, width, blend
+        self.rows, self.columns = even_tiles(height, size, overlap), even_tiles(width, size, overlap)
+
+    def cut(self, x: np.ndarray, unit: int) -> Iterator[np.ndarray]:
+        """Yield the tiles of x (b, c, t, h, w), which has `unit` positions per position of the latent."""
+        for top, bottom, _, _ in self.rows:
+            for left, right, _, _ in self.columns:
+                yield x[:, :, :, top * unit : bottom * unit, left * unit : right * unit]
+
+    def join(self, tiles: Iterator[np.ndarray], unit: int) -> np.ndarray:
+        """Take one tile after the other, each with `unit` positions per position of the latent, and blend them."""
+        if len(self.rows) == len(self.columns) == 1:
+            return next(tiles)
+        bands = Blend(3, self.blend)
+        for top, _, above, below in self.rows:
+            band = Blend(4, self.blend)
+            for left, _, before, after in self.columns:
+                band.add(next(tiles), left * unit, self.width * unit, before * unit, after * unit)
+            bands.add(band.result(), top * unit, self.height * unit, above * unit, below * unit)
+        return bands.result()
