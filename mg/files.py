@@ -102,7 +102,7 @@ def writable_folder(path: str | Path, option: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
         probe.write_bytes(b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # processes of other machines may have the same number
     except OSError as error:
         raise UserError(f"{option}: {_explain(folder, error)}") from error
     return folder

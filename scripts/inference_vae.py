@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
 
     with sigterm_as_ctrl_c():
         report = reconstruct(config)
-    width = max(len(row["video"]) for row in (*report["clips"], *report["bad"]))
+    width = max(len(row["video"]) for row in (*report["clips"], *report["bad"], {"video": "mean"}))
     for row in report["clips"]:
         print(f"{row['video']:<{width}}  {row['frames']:4d} x {row['height']} x {row['width']}  {_figures(row)}")
     for row in report["bad"]:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.parallel import ParallelConfig
 from mg.errors import UserError
 
 
@@ -103,6 +104,7 @@ class EncodeLatentsConfig:
     """i/n: every n-th video from number i (0, 1, ...) on, for n processes that write into one folder."""
     overwrite: bool = False
     """Do everything again, also in a folder of another autoencoder."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "Ascend", "GPU", "CPU"] = "auto"
     """Where to run."""
     mode: Literal["graph", "pynative"] = "graph"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.parallel import ParallelConfig
 from mg.errors import UserError
 
 SIDE = 16
@@ -119,6 +120,7 @@ class GenerateConfig:
     """Folder for videos, videos.json and sheet.png."""
     append_timestamp: bool = False
     """Write into a new folder in it, named by date and time."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "Ascend", "GPU", "CPU"] = "auto"
     """Where to run."""
     mode: Literal["graph", "pynative"] = "graph"

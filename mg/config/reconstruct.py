@@ -1,8 +1,9 @@
 """Configuration of `scripts/inference_vae.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from mg.config.parallel import ParallelConfig
 from mg.errors import UserError
 
 
@@ -38,6 +39,7 @@ class ReconstructConfig:
     """Configuration of the network; auto reads it from the weights."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of the activations."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "Ascend", "GPU", "CPU"] = "auto"
     """Where to run."""
     mode: Literal["graph", "pynative"] = "graph"

@@ -6,7 +6,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from mg.config.parallel import ParallelConfig
+from mg.errors import UserError
 from mg.models.llama.network import LlamaModel
+from mg.models.tae.network import TemporalAutoencoder
 from mg.parallel.cells import Parts
 from mg.parallel.dims import ParallelDims
 from mg.parallel.groups import Groups, join_world
@@ -14,6 +16,7 @@ from mg.parallel.held import Held
 from mg.parallel.kernels import Sum
 from mg.parallel.plans_llama import check_plain, parallelise_llama
 from mg.parallel.shards import Shards
+from mg.parallel.tiles import SharedTiles
 from mg.parallel.weighted import BatchLoss
 
 
@@ -46,9 +49,16 @@ class Mesh:
 
     @classmethod
     def joined(cls, config: ParallelConfig) -> "Mesh | None":
-        """Join the processes that `msrun` started; None without it. The device has to be set up before."""
+        """Join the processes that `msrun` started; None without it. The device has to be set up before.
+
+        Raises:
+            UserError: the degrees do not fit the number of processes, which is 1 without it.
+        """
         rank, world = join_world()
-        return cls(config, rank, world) if world > 1 else None
+        if world == 1:
+            ParallelDims.of(config, world)
+            return None
+        return cls(config, rank, world)
 
     def apply(self, network: nn.Cell) -> None:
         """Divide a network among the devices, in place; its parameters keep their names.
@@ -58,6 +68,20 @@ class Mesh:
         """
         divided = parallelise_llama if isinstance(network, LlamaModel) else check_plain
         self._parts.update(divided(network, self.groups))
+
+    def share_tiles(self, network: TemporalAutoencoder) -> None:
+        """Let the devices that work on the same rows share out the tiles that an autoencoder works in, in place.
+
+        Raises:
+            UserError: there are several such devices, and it does not work in tiles.
+        """
+        if self.dims.size("tokens") > 1:
+            if not network.use_tile:
+                raise UserError(
+                    f"parallel: the {self.dims.size('tokens')} devices of context, sequence and tensor would share "
+                    "out tiles of an autoencoder; let it work in tiles, or use parallel.data"
+                )
+            network.map_tiles = SharedTiles(self.groups["tokens"])
 
     def loss(self, loss: nn.Cell) -> nn.Cell:
         """Return the loss over the rows of all devices."""

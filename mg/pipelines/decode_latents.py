@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 from mindspore import Tensor
 from tqdm import tqdm
 
-from mg import device
 from mg.config.encode_latents import EncodeLatentsConfig
 from mg.dataset.latents import LatentRecord, read_latent
 from mg.dataset.transforms import to_frames
@@ -19,7 +18,9 @@ from mg.errors import BadClip, NoGoodClip, UserError
 from mg.files import writable_folder, write_json
 from mg.log import get_logger
 from mg.models.tae import TemporalAutoencoder
-from mg.pipelines.encode_latents import load_tae, record_of
+from mg.pipelines.encode_latents import joined_tae, record_of, shard_of
+from mg.pipelines.encode_summary import summary_path
+from mg.pipelines.shares import Share, in_order
 from mg.pipelines.video_outputs import write_frames
 
 SUFFIXES = (".npy", ".npz")
@@ -78,54 +79,64 @@ def _read_npy(path: Path, record: LatentRecord) -> Float[np.ndarray, "c t h w"]:
 
 
 def decode_latents(config: EncodeLatentsConfig, network: TemporalAutoencoder | None = None) -> dict:
-    """Decode every file of the folder; write the videos and `summary.json`.
+    """Decode the files of the config's shard; write the videos and `summary.json`.
+
+    Processes that are started together share out the files, or the tiles of each.
 
     Args:
         config: what to decode and where to.
-        network: an autoencoder that is loaded; None to load that of the config.
+        network: an autoencoder that is loaded; None to load that of the config, and to join other processes.
 
     Returns:
         What stands in the summary: rows, of which decoded and skipped, the skipped ones with reasons, the files
-        written for each, and the config.
+        written for each, and the config. Of several processes, all but the one that leads have their own files.
 
     Raises:
-        UserError: bad options or weights, an empty folder, or one of another autoencoder.
+        UserError: bad options or weights, an empty folder, or one of another autoencoder, or degrees of parallelism
+            that do not fit.
         NoGoodClip: not one file could be decoded; the summary lists the reasons.
     """
     source = Path(config.latent_data.folder)
     paths = list_latents(source)
     folder = writable_folder(config.output_path, "--output_path")
     found = LatentRecord.read(source)
-    if network is None:
-        device.setup(config.device, config.mode)
-        network = load_tae(config.tae)
+    network, mesh = joined_tae(config, network)
     record = record_of(network)
     if found is not None and found.tae != record.tae:
         fault = f"its latents are of the autoencoder {found.tae}, not of {record.tae}"
         raise UserError(f"--latent_data.folder {source}: {fault}; give its weights as --tae.pretrained")
-    i, n = config.part
+    share = Share(mesh, folder)
+    i, n = replace(config, shard=shard_of(share, config)).part
+    numbers = {path: number for number, path in enumerate(paths)}
     mine = paths[i::n]
-    counts: Counter[str] = Counter(rows=len(mine))
-    videos, bad = {}, []
+    videos: list[tuple[int, tuple[str, list[str]]]] = []
+    bad: list[tuple[int, dict]] = []
+    decoded = 0
     size = min(config.dataloader.batch_size, len(mine))
     with tqdm(total=len(mine), unit="video", desc="decoding", disable=None) as progress:
-        for group in _batches(mine, source, config, record, bad):
-            for stored, frames in zip(group, decode_group(network, group, size), strict=True):
+        for group in _batches(mine, numbers, source, config, record, bad):
+            results = decode_group(network, group, size)
+            for stored, frames in zip(group, results, strict=True) if share.writes else ():
                 name = stored.path.relative_to(source)
                 stem = folder / name.with_suffix("")
                 stem.parent.mkdir(parents=True, exist_ok=True)
                 files = write_frames(stem, frames, stored.fps, config.save_format)
-                videos[str(name)] = [str(file.relative_to(folder)) for file in files]
-            counts["decoded"] += len(group)
-            progress.update(counts["decoded"] + len(bad) - progress.n)
+                videos.append((numbers[stored.path], (str(name), [str(file.relative_to(folder)) for file in files])))
+            decoded += len(group)
+            progress.update(decoded + len(bad) - progress.n)
         progress.update(len(mine) - progress.n)
-    report = {"rows": counts["rows"], "decoded": counts["decoded"], "skipped": len(bad), "bad": bad, "videos": videos}
-    report["config"] = asdict(config)
-    path = folder / ("summary.json" if n == 1 else f"summary-{i}of{n}.json")
-    write_json(path, report)
-    if mine and not counts["decoded"]:
-        first = f"{bad[0]['latents']}: {bad[0]['error']}"
-        raise NoGoodClip(f"none of the {len(mine)} files could be decoded ({first}); see {path}")
+    share.leave({"rows": len(mine), "videos": videos, "bad": bad})
+    share.wait()
+    found = share.collect()
+    bad, videos = in_order(found, "bad"), dict(in_order(found, "videos"))
+    report = {"rows": sum(part["rows"] for part, _ in found), "decoded": len(videos), "skipped": len(bad)}
+    report |= {"bad": bad, "videos": videos, "config": asdict(config)}
+    if share.leads:
+        path = summary_path(folder, config)
+        write_json(path, report)
+        if bad and not videos:
+            first = f"{bad[0]['latents']}: {bad[0]['error']}"
+            raise NoGoodClip(f"none of the {len(bad)} files could be decoded ({first}); see {path}")
     return report
 
 
@@ -169,7 +180,12 @@ def decode_group(
 
 
 def _batches(
-    paths: Sequence[Path], source: Path, config: EncodeLatentsConfig, record: LatentRecord, bad: list[dict]
+    paths: Sequence[Path],
+    numbers: Mapping[Path, int],
+    source: Path,
+    config: EncodeLatentsConfig,
+    record: LatentRecord,
+    bad: list[tuple[int, dict]],
 ) -> Iterator[list[Stored]]:
     """Group neighbouring latents of one shape; a bad file is noted and passed over."""
     group: list[Stored] = []
@@ -178,7 +194,7 @@ def _batches(
             stored = read_stored(path, record, config.num_frames, config.fps)
         except BadClip as error:
             name = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
-            bad.append({"latents": name, "error": error.reason})
+            bad.append((numbers[path], {"latents": name, "error": error.reason}))
             if len(bad) <= _TOLD:
                 with tqdm.external_write_mode():
                     get_logger().warning("skipped: %s: %s", name, error.reason)

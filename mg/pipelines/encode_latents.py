@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,15 @@ from mg.dataset.latents import SUFFIX, Latent, LatentRecord, Origin, latent_file
 from mg.dataset.manifest import Item, read_manifest, scan_folder
 from mg.dataset.transforms import to_tensor
 from mg.errors import BadClip, NoGoodClip, UserError
-from mg.files import writable_folder, write_json
+from mg.files import writable_folder
 from mg.log import get_logger
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import fingerprint, from_checkpoint
+from mg.parallel.mesh import Mesh
+from mg.pipelines.encode_summary import LISTED, write_summary
 from mg.pipelines.latent_moments import LatentMoments
+from mg.pipelines.shares import Share
 
-LISTED = 1000
-"""Videos that could not be used and are listed in the summary; of the others it has the number."""
 _TOLD = 20
 _WAITING = 2**30  # bytes of decoded frames that wait for others of their shape
 
@@ -86,31 +87,58 @@ def encode_frames(network: TemporalAutoencoder, clips: Sequence[np.ndarray]) -> 
 
 
 def encode_videos(config: EncodeLatentsConfig, network: TemporalAutoencoder | None = None) -> dict:
-    """Encode this process' videos; write their latents, `latents.json` and `summary.json`.
+    """Encode the videos of the config's shard; write their latents, `latents.json` and `summary.json`.
+
+    Processes that are started together share out the videos, or the tiles of each.
 
     Args:
         config: what to encode and where to.
-        network: an autoencoder that is loaded; None to load that of the config.
+        network: an autoencoder that is loaded; None to load that of the config, and to join other processes.
 
     Returns:
-        What stands in the summary: rows of this process, of which encoded, duplicates, reused from an earlier run and
+        What stands in the summary: rows of the shard, of which encoded, duplicates, reused from an earlier run and
         skipped; the first of the skipped ones with reasons; shapes; mean and deviation of all values encoded, from
-        which scaling factors can be made; record and config.
+        which scaling factors can be made; record and config. Of several processes, all but the one that leads have
+        their own videos.
 
     Raises:
-        UserError: bad options, list, weights, or an output folder of another autoencoder.
+        UserError: bad options, list, weights, or an output folder of another autoencoder, or degrees of parallelism
+            that do not fit.
         NoGoodClip: not one video could be used; the summary lists the reasons.
     """
     items, cut = videos_of(config.video_data)
     folder = writable_folder(config.output_path, "--output_path")
-    if network is None:
-        device.setup(config.device, config.mode)
-        network = load_tae(config.tae)
+    network, mesh = joined_tae(config, network)
     record = record_of(network)
     claim(folder, record, config.overwrite)
-    run = _Encoding(config, cut, network, record, folder)
+    share = Share(mesh, folder)
+    run = _Encoding(replace(config, shard=shard_of(share, config)), cut, network, record, folder, share.writes)
     run.run(items)
-    return _summary(config, run, record, folder)
+    share.leave(run.report())
+    return write_summary(config, record, folder, share)
+
+
+def joined_tae(
+    config: EncodeLatentsConfig, network: TemporalAutoencoder | None
+) -> tuple[TemporalAutoencoder, Mesh | None]:
+    """Set up the device, join the other processes and load the autoencoder, unless there is one already.
+
+    Raises:
+        UserError: weights, tile sizes or degrees that do not fit.
+    """
+    if network is not None:
+        return network, None
+    device.setup(config.device, config.mode)
+    mesh = Mesh.joined(config.parallel)
+    network = load_tae(config.tae)
+    if mesh:
+        mesh.share_tiles(network)
+    return network, mesh
+
+
+def shard_of(share: Share, config: EncodeLatentsConfig) -> str:
+    """Tell a process' share of the config's shard as a shard of everything, i/n."""
+    return "{}/{}".format(*share.within(*config.part))
 
 
 def videos_of(data: VideoOptions) -> tuple[list[Item], Cut]:
@@ -168,20 +196,6 @@ def claim(folder: Path, record: LatentRecord, overwrite: bool) -> None:
         record.write(folder)
 
 
-def _summary(config: EncodeLatentsConfig, run: "_Encoding", record: LatentRecord, folder: Path) -> dict:
-    counts = {name: run.counts[name] for name in ("rows", "encoded", "duplicates", "reused", "skipped")}
-    shapes = {str(bucket): number for bucket, number in sorted(run.shapes.items())}
-    report = {**counts, "bad": run.bad, "shapes": shapes, "statistics": run.statistics(), "tae": asdict(record)}
-    report["config"] = asdict(config)
-    i, n = config.part
-    path = folder / ("summary.json" if n == 1 else f"summary-{i}of{n}.json")
-    write_json(path, report)
-    if counts["skipped"] and counts["skipped"] == counts["rows"]:
-        first = f"{run.bad[0]['video']}: {run.bad[0]['error']}"
-        raise NoGoodClip(f"none of the {counts['rows']} videos could be read ({first}); see {path}")
-    return report
-
-
 @dataclass(frozen=True)
 class _Clip:
     """A clip that was read; without frames where its latents are there already."""
@@ -194,6 +208,14 @@ class _Clip:
 
 class _Encoding:
     """One pass over a list; without a folder nothing is written, and names do not matter.
+
+    Args:
+        config: what to encode.
+        cut: frames and sizes.
+        network: the autoencoder.
+        record: of the autoencoder.
+        folder: of the latents.
+        writes: False where another process, which encodes the same with this one, writes the latents.
 
     Attributes:
         counts: rows, and of them encoded, duplicates, reused, skipped.
@@ -209,12 +231,14 @@ class _Encoding:
         network: TemporalAutoencoder,
         record: LatentRecord,
         folder: Path | None,
+        writes: bool = True,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.bad: list[dict] = []
         self.shapes: Counter[Bucket] = Counter()
         self.moments = LatentMoments()
         self._config, self._cut, self._network, self._tae, self._folder = config, cut, network, record.tae, folder
+        self._writes = writes and folder is not None
         self._waiting: dict[Bucket, list[_Clip]] = {}
         self._compiled: dict[Bucket, int] = {}  # clips per call of the network
 
@@ -242,13 +266,15 @@ class _Encoding:
                 readers.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def report(self) -> dict:
+        """Tell what was done, for `write_summary`."""
+        shapes = [(astuple(bucket), number) for bucket, number in self.shapes.items()]
+        bad = [(row["row"], row) for row in self.bad]
+        return {"counts": self.counts, "bad": bad, "shapes": shapes, "moments": self.moments.state()}
+
     @property
     def _done(self) -> int:
         return self.counts["rows"] - sum(map(len, self._waiting.values()))
-
-    def statistics(self) -> dict[str, float] | None:
-        """Mean and standard deviation of the values encoded in this run, samples' spread included; None without any."""
-        return {"mean": self.moments.mean, "std": self.moments.std()} if self.moments.count else None
 
     def _wanted(self, items: Sequence[Item], i: int, n: int) -> Iterator[tuple[Item, str]]:
         """Yield this process' items and their outputs; duplicates and unusable names are noted.
@@ -337,10 +363,9 @@ class _Encoding:
             latents = encode_frames(self._network, [clip.frames for clip in padded])
             for clip, (mean, std) in zip(group, latents, strict=False):
                 self.moments.add(mean, std)
-                if self._folder is None:
-                    continue
-                latent = Latent(mean, std, clip.origin)
-                self._writing.append(self._writers.submit(write_latent, self._folder / clip.output, latent))
+                if self._writes:
+                    latent = Latent(mean, std, clip.origin)
+                    self._writing.append(self._writers.submit(write_latent, self._folder / clip.output, latent))
             self.counts["encoded"] += len(group)
             self.shapes[bucket] += len(group)
         self._await_writes(4 * self._config.dataloader.batch_size)

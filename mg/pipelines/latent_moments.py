@@ -1,6 +1,8 @@
 """Mean and spread of latents, collected clip by clip."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,13 +27,25 @@ class LatentMoments:
         """Take the latent of one clip."""
         mean, std = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (mean, std))  # (c, t * h * w)
         count, middle = mean.shape[1], mean.mean(1)
-        total = self.count + count
+        self._join(count, middle, ((mean - middle[:, None]) ** 2).sum(1), (std**2).sum(1))
+
+    def _join(self, count: int, mean: np.ndarray, squares: np.ndarray, variance: np.ndarray) -> None:
         # Moments of two sets from those of each (Chan et al., 1979): no difference of large sums.
-        distance = middle - self._mean
-        self._squares += ((mean - middle[:, None]) ** 2).sum(1) + distance**2 * (self.count * count / total)
+        total, distance = self.count + count, mean - self._mean
+        self._squares += squares + distance**2 * (self.count * count / total)
         self._mean += distance * (count / total)
-        self._variance += (std**2).sum(1)
+        self._variance += variance
         self.count = total
+
+    def state(self) -> dict[str, int | list[float]]:
+        """Return all there is to know, for `join`."""
+        parts = {"mean": self._mean, "squares": self._squares, "variance": self._variance}
+        return {"count": self.count} | {name: np.asarray(part).tolist() for name, part in parts.items()}
+
+    def join(self, state: Mapping[str, Any]) -> None:
+        """Take what another collection has seen, its `state`."""
+        if state["count"]:
+            self._join(state["count"], *(np.array(state[name]) for name in ("mean", "squares", "variance")))
 
     @property
     def means(self) -> Float[np.ndarray, " c"]:

@@ -27,7 +27,9 @@ from mg.models.perceptual import Lpips, from_weights
 from mg.models.perceptual.lpips import LEAST_SIDE
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loading import from_checkpoint
+from mg.parallel.mesh import Mesh
 from mg.pipelines.pictures import contact_sheet, difference, side_by_side, write_png
+from mg.pipelines.shares import Share, in_order
 
 VALUE_RANGE = 255.0
 COLUMNS = ("video", "frames", "height", "width", "fps", "psnr", "ssim", "lpips", "value_range", "error")
@@ -116,7 +118,9 @@ def reconstruct_frames(network: TemporalAutoencoder, frames: Sequence[np.ndarray
     return [to_frames(clip) for clip in y]
 
 
-def _batches(items: Sequence[Item], config: ReconstructConfig, bad: list[dict]) -> Iterator[list[Clip]]:
+def _batches(
+    items: Sequence[Item], config: ReconstructConfig, bad: list[tuple[int, dict]]
+) -> Iterator[list[Clip]]:
     """Group neighbouring clips of one shape; a bad clip is noted and passed over."""
     group: list[Clip] = []
     for item in items:
@@ -125,7 +129,7 @@ def _batches(items: Sequence[Item], config: ReconstructConfig, bad: list[dict]) 
         except BadClip as error:
             with tqdm.external_write_mode():
                 get_logger().warning("skipped %s", error)
-            bad.append({"video": _printable(item.name), "error": error.reason})
+            bad.append((item.row, {"video": _printable(item.name), "error": error.reason}))
             continue
         if group and (len(group) == config.batch_size or group[0].frames.shape != clip.frames.shape):
             yield group
@@ -207,59 +211,73 @@ def _mean(rows: Sequence[dict], key: str) -> float | None:
     return round(float(np.mean(values)), 4) if values else None
 
 
-def _write_metrics(folder: Path, config: ReconstructConfig, rows: list[dict], bad: list[dict]) -> dict:
+def _report(config: ReconstructConfig, rows: list[dict], bad: list[dict]) -> dict:
     names = ("psnr", "ssim") if config.lpips_path is None else ("psnr", "ssim", "lpips")
     mean = {name: _mean(rows, name) for name in names}
-    report = {"value_range": VALUE_RANGE, "mean": mean, "clips": rows, "bad": bad, "config": asdict(config)}
+    return {"value_range": VALUE_RANGE, "mean": mean, "clips": rows, "bad": bad, "config": asdict(config)}
+
+
+def _write_metrics(folder: Path, report: dict) -> None:
     write_json(folder / "metrics.json", report)
     text = io.StringIO()
-    columns = [name for name in COLUMNS if name != "lpips" or config.lpips_path is not None]
+    columns = [name for name in COLUMNS if name != "lpips" or "lpips" in report["mean"]]
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
-    figures = [*rows, {"video": "mean", **mean}]
-    writer.writerows([*({**row, "value_range": VALUE_RANGE} for row in figures), *bad])
+    figures = [*report["clips"], {"video": "mean", **report["mean"]}]
+    writer.writerows([*({**row, "value_range": VALUE_RANGE} for row in figures), *report["bad"]])
     write_text(folder / "metrics.csv", text.getvalue())
-    return report
 
 
 def reconstruct(config: ReconstructConfig) -> dict:
     """Reconstruct every clip; write the videos, pictures, `metrics.json` and `metrics.csv`.
 
     PSNR, SSIM and, where its weights are given, LPIPS compare 8-bit frames (value range 255) before the result is
-    compressed as a video.
+    compressed as a video. Several processes share out the clips, or the tiles of each.
 
     Returns:
-        What stands in `metrics.json`: value_range, mean, clips, bad, config.
+        What stands in `metrics.json`: value_range, mean, clips, bad, config. Of several processes, all but the one
+        that leads have their own clips.
 
     Raises:
-        UserError: bad options, weights or output folder.
+        UserError: bad options, weights or output folder, or degrees of parallelism that do not fit.
         NoGoodClip: not one clip could be read; the metrics files list the reasons.
     """
     items = clips_of(config)
     folder = writable_folder(config.output_path, "--output_path")
     device.setup(config.device, config.mode)
+    mesh = Mesh.joined(config.parallel)
     network = _network(config)
+    if mesh:
+        mesh.share_tiles(network)
+    share = Share(mesh, folder)
+    mine = share.of(items)
     distance = _distance(config)
-    rows: list[dict] = []
-    bad: list[dict] = []
+    rows: list[tuple[int, dict]] = []
+    bad: list[tuple[int, dict]] = []
     places = {item.row: place for item, place in zip(items, enumerate(_stems(items, folder), start=1), strict=True)}
     # No bar where nobody watches (a file, a pipe): a line per clip says how far it is.
-    with tqdm(total=len(items), unit="clip", desc="reconstructing", disable=None) as progress:
-        for group in _batches(items, config, bad):
+    with tqdm(total=len(mine), unit="clip", desc="reconstructing", disable=None) as progress:
+        for group in _batches(mine, config, bad):
             results = reconstruct_frames(network, [clip.frames for clip in group])
-            for clip, result in zip(group, results, strict=True):
+            for clip, result in zip(group, results, strict=True) if share.writes else ():
                 number, stem = places[clip.item.row]
                 with tqdm.external_write_mode():  # an odd size is told while it is written
                     _write(clip, result, folder / stem, config.save_vis)
-                rows.append(_row(clip, result, distance))
+                rows.append((clip.item.row, _row(clip, result, distance)))
                 if progress.disable:
-                    get_logger().info("clip %d of %d: %s done", number, len(items), rows[-1]["video"])
+                    get_logger().info("clip %d of %d: %s done", number, len(items), rows[-1][1]["video"])
             progress.update(len(rows) + len(bad) - progress.n)
-        progress.update(len(items) - progress.n)
-    report = _write_metrics(folder, config, rows, bad)
-    if not rows:
-        first = f"{bad[0]['video']}: {bad[0]['error']}"
-        raise NoGoodClip(f"none of the {len(bad)} clips could be read ({first}); see {folder / 'metrics.json'}")
+        progress.update(len(mine) - progress.n)
+    share.leave({"clips": rows, "bad": bad})
+    share.wait()
+    found = share.collect()
+    report = _report(config, in_order(found, "clips"), in_order(found, "bad"))
+    if share.leads:
+        _write_metrics(folder, report)
+        if not report["clips"]:
+            bad = report["bad"]
+            first = f"{bad[0]['video']}: {bad[0]['error']}"
+            raise NoGoodClip(f"none of the {len(bad)} clips could be read ({first}); see {folder / 'metrics.json'}")
     return report
 
 

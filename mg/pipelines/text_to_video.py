@@ -183,6 +183,7 @@ class TextToVideoPipeline:
         batch_size: int = 1,
         decode: bool = True,
         progress: bool = True,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Made]:
         """Yield the videos one after the other, in order; see `__call__`.
 
@@ -195,6 +196,7 @@ class TextToVideoPipeline:
                 prompt's place in the batch; with 1 it does not.
             decode: False leaves the frames out.
             progress: show a bar where somebody watches.
+            share: (i, n) makes every n-th batch from number i (0, 1, ...) on, with the bits that they have among all.
 
         Raises:
             UserError, NumericalAbort: as for `__call__`; mistakes in the arguments are told at once.
@@ -211,8 +213,13 @@ class TextToVideoPipeline:
         noise = Noise(seed, [str(prompt) for prompt in prompts], (self.transformer.config.in_channels, *size))
         if negative_prompt and not plan.guidance.needs_unconditional:
             get_logger().warning("negative_prompt has no effect without guidance; raise guidance_scale above 1")
-        first = self._conditions(prompts[: plan.window], negative_prompt, sampling, plan.guidance)
-        return self._made(prompts, negative_prompt, sampling, plan, noise, first, decode, progress)
+        starts = range(0, len(prompts), batch_size)[share[0] :: share[1]]
+        rows = [row for start in starts for row in range(start, min(start + batch_size, len(prompts)))]
+        if not rows:
+            return iter(())
+        window = [prompts[row] for row in rows[: plan.window]]
+        first = self._conditions(window, negative_prompt, sampling, plan.guidance)
+        return self._made(prompts, rows, negative_prompt, sampling, plan, noise, first, decode, progress)
 
     def latent_size(self, sampling: Sampling) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a video; frames are rounded up.
@@ -323,6 +330,7 @@ class TextToVideoPipeline:
     def _made(
         self,
         prompts: Sequence[str | Mapping[str, Path]],
+        rows: Sequence[int],
         negative: str,
         sampling: Sampling,
         plan: Plan,
@@ -331,19 +339,22 @@ class TextToVideoPipeline:
         decode: bool,
         progress: bool,
     ) -> Iterator[Made]:
-        """Yield the videos; `first` has the conditions of the first `plan.window` prompts."""
+        """Yield the videos of some rows of the prompts; `first` has the conditions of the first `plan.window` of them.
+
+        Only the last batch of all prompts may be smaller than the others, so that `rows` fall into the same batches.
+        """
         conditions, null = first
-        calls = -(-len(prompts) // plan.batch_size) * plan.steps
+        calls = -(-len(rows) // plan.batch_size) * plan.steps
         # No bar where nobody watches (disable=None).
         with tqdm(total=calls, unit="step", desc="generating", disable=None if progress else True) as bar:
-            for start in range(0, len(prompts), plan.batch_size):
+            for start in range(0, len(rows), plan.batch_size):
                 place = start % plan.window
                 if start and place == 0:
-                    part = prompts[start : start + plan.window]
+                    part = [prompts[row] for row in rows[start : start + plan.window]]
                     conditions, null = self._conditions(part, negative, sampling, plan.guidance)
-                texts = conditions[place : place + plan.batch_size]
-                noises = np.stack([noise(start + row) for row in range(len(texts))])
+                texts, batch = conditions[place : place + plan.batch_size], rows[start : start + plan.batch_size]
+                noises = np.stack([noise(row) for row in batch])
                 latents = sample(self.transformer, texts, null, noises, plan, lambda done, steps: bar.update())
-                for row, latent in enumerate(latents, start):
+                for row, latent in zip(batch, latents, strict=True):
                     frames = self.decode(latent, sampling) if decode else None
                     yield Made(row, noise.seeds[row], latent, frames)

@@ -24,11 +24,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def launched(tmp_path_factory):
-    """Run `ranks.py` under msrun once per number of processes; returns what every rank found, by name of the check."""
+    """Run `ranks.py` under msrun once per number of processes; returns what every rank found, by name of the check.
+
+    `checks` is a module with checks of its own, which get a launch of their own.
+    """
 
     @functools.cache
-    def launch(processes: int) -> list[dict[str, str]]:
-        folder = tmp_path_factory.mktemp(f"ranks{processes}")
+    def launch(processes: int, checks: str = "checks") -> list[dict[str, str]]:
+        folder = tmp_path_factory.mktemp(f"{checks}{processes}")
         tools = Path(sys.executable).parent
         msrun = tools / "msrun" if (tools / "msrun").exists() else shutil.which("msrun")
         assert msrun, "msrun, which comes with MindSpore, is not on PATH"
@@ -36,6 +39,7 @@ def launched(tmp_path_factory):
             **os.environ,
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",  # msrun starts `python` from there
             "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "MG_TEST_CHECKS": checks,
             "OMP_NUM_THREADS": "1",
             "GLOG_v": "3",
         }
