@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-TIMED = ("llama_speed", "llama_tokens", "tae_speed", "text_encoders", "text_to_video", "train_step")
+TIMED = ("llama_speed", "llama_tokens", "parallel_step", "tae_speed", "text_encoders", "text_to_video", "train_step")
 
 
 @pytest.fixture
@@ -33,6 +33,11 @@ def test_nothing_is_timed_less_than_once(last_line, name):
 def test_sizes_below_one(last_line):
     assert last_line("tae_memory", "--frames", "32", "0") == "error: --frames [32, 0]: give at least 1"
     assert last_line("llama_speed", "--latent", "0", "4", "4") == "error: --latent [0, 4, 4]: give at least 1"
+
+
+def test_sizes_that_do_not_divide(last_line):
+    assert last_line("parallel_step", "--width", "100") == "error: --width 100: give a multiple of 64"
+    assert "--latent [1, 3, 4]: give an even height" in last_line("parallel_step", "--latent", "1", "3", "4")
 
 
 def test_batches_below_one(last_line):
