@@ -61,10 +61,11 @@ MODES = {
         "zero 1 and sequence": {"data": 1, "zero": 2, "sequence": 2, "zero_stage": 1},
         "zero 3 and context": {"data": 2, "context": 2, "zero_stage": 3},
         "tensor and sequence": {"data": 1, "tensor": 2, "sequence": 2},
+        "sequence and context": {"data": 1, "sequence": 2, "context": 2},
     },
 }
 
-COMPILED = ("zero 3",)
+COMPILED = ("zero 3", "tensor", "sequence")
 
 
 def network_and_loss(mode: str):

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for the modules that the tests share with the programs run under msrun
 
-LIMIT = 280
+LIMIT = 400
 """Seconds for one launch with all its checks."""
 
 
