@@ -247,7 +247,7 @@ def test_tiles_are_close_to_the_whole(pynative, shipped, clip, in_time):
     from mg.metrics import psnr
 
     whole = reconstruct(shipped, clip)
-    assert psnr(in_time, whole, data_range=2.0) >= 35
+    assert psnr(in_time, whole, data_range=2.0) >= 34
     # Tiles cost no quality: they are as close to the original as the whole.
     assert psnr(in_time, clip, data_range=2.0) >= psnr(whole, clip, data_range=2.0) - 0.3
     image = clip[:, :, :1]
