@@ -53,6 +53,14 @@ def test_embeddings_are_torchs_on_a_padded_batch_in_graph_mode(pair):
         np.testing.assert_allclose(encoder.pooled(tokens, mask), pooled.numpy(), atol=1e-4)
 
 
+def test_in_pynative_the_embeddings_are_the_same(pair):
+    encoder, _ = pair
+    device.setup("CPU", "graph")
+    expected = encoder.encode(PROMPTS[:2]).embeddings
+    device.setup("CPU", "pynative")
+    np.testing.assert_allclose(encoder.encode(PROMPTS[:2]).embeddings, expected, atol=1e-5)
+
+
 def test_tokens_are_those_of_the_folders_tokenizer(pair):
     from transformers import AutoTokenizer
 

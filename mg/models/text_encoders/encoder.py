@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,11 @@ class TextEncoder:
             length *= 2
         return min(length, mask.shape[1])
 
+    @functools.cached_property
+    def _graph(self) -> Callable[[Tensor, Tensor], Tensor]:
+        # In PyNative the CPU has no kernel for the numbering of tokens that mindone's T5 begins with.
+        return ms.jit(self.tower.construct)
+
     def _run(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Run the network on a batch, filled up to a batch size that is compiled already where there is one."""
         b, n = tokens.shape
@@ -198,7 +203,8 @@ class TextEncoder:
         self._shapes.add((size, n))
         fill = ((0, size - b), (0, 0))
         tokens, mask = np.pad(tokens, fill, mode="edge"), np.pad(mask.astype(np.int32), fill, mode="edge")
-        out = self.tower(Tensor(tokens), Tensor(mask))
+        needs_graph = self.kind != "metaclip" and device.is_cpu() and ms.get_context("mode") == ms.PYNATIVE_MODE
+        out = (self._graph if needs_graph else self.tower)(Tensor(tokens), Tensor(mask))
         return (out[1] if self.tower.projection else out).float().asnumpy()[:b]
 
 
