@@ -96,5 +96,5 @@ def test_a_group_of_one_changes_nothing(case):
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world in (2, 4) for name in of(world)])
 def test_collectives_among_processes(world, name, launched):
-    for found in launched(world):
+    for found in launched(world, "checks_collectives"):
         assert found.get(name, found[""]) == "equal"
