@@ -105,6 +105,12 @@ class Nodes:
         """Whether machine 0 has still to hear that others are done."""
         return self.node == 0 and self.failure is None and len(self._done) < self.count - 1
 
+    @property
+    def _unheard(self) -> bool:
+        """Whether machine 0 knows of a failure and has still to hear from others at all."""
+        heard = {peer.node for peer in self._peers if peer.node is not None}
+        return self.node == 0 and self.failure is not None and len(heard) < self.count - 1
+
     def look(self) -> Failure | None:
         """Take what has come, pass failures on to the other machines; returns the first failure known of."""
         if self.node == 0:
@@ -128,9 +134,14 @@ class Nodes:
     def close(self, seconds: float = 5.0) -> None:
         """Say that this machine is done, unless it said that it failed, and end the connections.
 
-        A machine that has not yet reached the first one tries for some seconds, so as not to leave it waiting.
+        A machine that has not yet reached the first one tries for some seconds, so as not to leave it waiting. After a
+        failure the first one waits as long for those that it has not heard: a connection that it did not look at, or a
+        word that it did not read, would take the news of the failure with it.
         """
         end = time.monotonic() + seconds
+        while self._unheard and time.monotonic() < end:
+            self.look()
+            time.sleep(0.05)
         while self.node and not self._peers and not self._unreachable and time.monotonic() < end:
             self._connect()
             time.sleep(0.05)
