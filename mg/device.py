@@ -74,6 +74,8 @@ def setup(device: str = "auto", mode: str = "graph", device_id: int = 0) -> Devi
     target, reason = _choose(wanted, device_id)
     _set_device(ms, target, device_id)
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    # A loop in a graph is a call per turn; those over all parameters of a network pass the usual limit of 1,000.
+    ms.set_recursion_limit(10_000)
     if mode == "pynative":
         # Without it PyNative is 10 times slower on CPU, and an op's failure surfaces in a later op.
         ms.runtime.launch_blocking()
