@@ -144,9 +144,9 @@ def train(name: str, settings: Settings, seed: int) -> object:
             "points": features(path.interpolate(x1, x0, tau), levels),
             "target": path.target(x1, x0, tau).astype(np.float32),
         }
-        _, norm, gradients = stepper.gradient([batch])
+        _, norm = stepper.gradient([batch])
         lr = learning_rate(step, settings.lr, ScheduleConfig(name="cosine"), settings.steps)
-        stepper.update.apply(gradients, norm, lr, step)
+        stepper.apply(norm, lr, step)
     return network
 
 

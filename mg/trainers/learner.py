@@ -72,7 +72,6 @@ class Learner:
         self._memory = memory
         self._given: Arrays = {}
         self._figures: dict[str, float] = {}
-        self._grads: tuple[Tensor, ...] = ()
 
     @property
     def compilations(self) -> int:
@@ -120,7 +119,7 @@ class Learner:
 
     def measure(self) -> dict[str, float]:
         """Return "loss", the terms and "grad_norm" over all micro-batches of the step."""
-        values, norm, self._grads = self._stepper.total()
+        values, norm = self._stepper.total()
         named = zip(("loss", *self.terms), values, strict=True)
         self._figures = {**{name: float(value) for name, value in named}, "grad_norm": norm}
         return self._figures
@@ -128,7 +127,7 @@ class Learner:
     def apply(self, lr: float) -> None:
         """Update the parameters, moments and averages with the gradient measured."""
         self.updates += 1
-        self._stepper.apply(self._grads, self._figures["grad_norm"], lr, self.updates)
+        self._stepper.apply(self._figures["grad_norm"], lr, self.updates)
         if self._memory:
             self._memory.observe(self._step, {name: self._figures[name] for name in ("loss", *self.terms)})
 

@@ -1,6 +1,8 @@
 """The compiled pieces of one training step: gradient, accumulation, norm, update.
 
 The host looks at loss and norm between the gradient and the update, so that a non-finite step changes nothing at all.
+Gradients stay in parameters of their own, which all these graphs share: handing hundreds of tensors from one graph to
+the next takes longer than the copy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,21 +31,28 @@ from mg.trainers.optim import (
 class GradStep(nn.Cell):
     """Loss and gradient of one micro-batch.
 
-    construct(*inputs) -> (values, weight, *gradients): values is float32 (1 + number of terms,) = loss and terms,
-    weight is float32 () = number of valid elements, the gradients are those of the mean loss. With a loss scale its
-    value, float32 (), is the first input: the loss is multiplied by it before the backward pass, the gradients are
+    construct(*inputs) -> (values, weight): values is float32 (1 + number of terms,) = loss and terms, weight is float32
+    () = number of valid elements. The gradients are those of the mean loss and are left in `grads`. With a loss scale
+    its value, float32 (), is the first input: the loss is multiplied by it before the backward pass, the gradients are
     divided by it after.
     """
 
     def __init__(
-        self, loss: nn.Cell, params: ParameterTuple, scaled: bool = False, reduce: nn.Cell | None = None
+        self,
+        loss: nn.Cell,
+        params: ParameterTuple,
+        grads: ParameterTuple,
+        scaled: bool = False,
+        reduce: nn.Cell | None = None,
     ) -> None:
         """Differentiate `loss` with respect to `params`; `scaled` for a loss scale.
 
+        grads: set to the gradients.
         reduce: takes the gradients and gives others for them.
         """
         super().__init__(auto_prefix=False)  # else this wrapper would rename the parameters of the caller's loss
         self.loss = loss
+        self.grads = grads
         self.scaled = scaled
         self.reduce = reduce
         self.map = ops.HyperMap()
@@ -70,7 +79,8 @@ class GradStep(nn.Cell):
             grads = self.map(ops.partial(_times, 1.0 / inputs[0]), grads)
         if self.reduce is not None:
             grads = self.reduce(*grads)
-        return (values, weight, *grads)
+        self.map(ops.assign, self.grads, grads)
+        return values, weight
 
 
 def _times(factor: Tensor, grad: Tensor) -> Tensor:
@@ -84,25 +94,61 @@ def _blend(fraction: Tensor, old: Tensor, new: Tensor) -> Tensor:
 class Accumulate(nn.Cell):
     """Running average over micro-batches, weighted by valid elements: in the end the gradient of the joint batch.
 
-    construct(values, weight, new_values, new_weight, *gradients, *new_gradients) -> (values, weight, *gradients).
-    A running mean instead of a sum keeps the numbers at the size of a gradient whatever the weights are.
+    `keep` the average before the next micro-batch overwrites it, then construct(values, weight, new_values, new_weight)
+    -> (values, weight) blends both where the new one is. A running mean instead of a sum keeps the numbers at the size
+    of a gradient whatever the weights are.
     """
 
-    def __init__(self, count: int) -> None:
-        """Expect `count` gradients on either side."""
-        super().__init__()
-        self.count = count
+    def __init__(self, grads: ParameterTuple) -> None:
+        """Average in `grads`; takes as much memory as they do."""
+        super().__init__(auto_prefix=False)
+        self.grads = grads
+        self.kept = zeros_like(grads, "kept")
+        self.keep = Copy(grads, self.kept)
         self.map = ops.HyperMap()
 
     def construct(
-        self, values: Tensor, weight: Tensor, new_values: Tensor, new_weight: Tensor, *grads: Tensor
-    ) -> tuple[Tensor, ...]:
+        self, values: Tensor, weight: Tensor, new_values: Tensor, new_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """See the class."""
         total = weight + new_weight
         fraction = new_weight / ops.maximum(total, Tensor(1e-30, ms.float32))  # 0 while nothing was valid
-        old, new = grads[: self.count], grads[self.count :]
-        mixed = self.map(ops.partial(_blend, fraction), old, new)
-        return (_blend(fraction, values, new_values), total, *mixed)
+        self.map(ops.partial(_blend_into, fraction), self.kept, self.grads)
+        return _blend(fraction, values, new_values), total
+
+
+def _blend_into(fraction: Tensor, old: Parameter, new: Parameter) -> bool:
+    ops.assign(new, _blend(fraction, old, new))
+    return True
+
+
+class Copy(nn.Cell):
+    """Set parameters to others, or to what a cell makes of these: construct() -> True."""
+
+    def __init__(self, source: ParameterTuple, target: ParameterTuple, cell: nn.Cell | None = None) -> None:
+        """Set `target` to `source`, or to cell(*source), in the same order."""
+        super().__init__(auto_prefix=False)
+        self.source, self.target, self.cell = source, target, cell
+        self.map = ops.HyperMap()
+
+    def construct(self) -> bool:
+        """See the class."""
+        values = self.source if self.cell is None else self.cell(*self.source)
+        self.map(ops.assign, self.target, values)
+        return True
+
+
+class NormOf(nn.Cell):
+    """The norm of gradients that stay where they are: construct() -> float32 ()."""
+
+    def __init__(self, grads: ParameterTuple, norm: nn.Cell) -> None:
+        """Let `norm` measure `grads`."""
+        super().__init__(auto_prefix=False)
+        self.grads, self.norm = grads, norm
+
+    def construct(self) -> Tensor:
+        """See the class."""
+        return self.norm(*self.grads)
 
 
 class GradNorm(nn.Cell):
@@ -120,17 +166,17 @@ class GradNorm(nn.Cell):
 
 
 class GroupStep(nn.Cell):
-    """The update of one group's parameters; owns their moments.
+    """The update of one group's parameters with their gradients; owns their moments.
 
-    construct(scale, *scalars, *gradients): `scale` multiplies the gradients, the scalars are for the update function.
+    construct(scale, *scalars): `scale` multiplies the gradients, the scalars are for the update function.
     """
 
-    def __init__(self, params: ParameterTuple, group: Group, scalars: int) -> None:
-        """Start with zero moments; `scalars` is the number of scalars that the update function wants."""
+    def __init__(self, params: ParameterTuple, grads: ParameterTuple, group: Group) -> None:
+        """Start with zero moments; the group's parameters and gradients are found by its places."""
         super().__init__(auto_prefix=False)
         self.group = group
         self.kind = group.kind
-        self.scalars = scalars
+        self.grads = ParameterTuple([grads[place] for place in group.places])
         own = ParameterTuple([params[place] for place in group.places])
         moments = [zeros_like(own, name) for name in MOMENTS[self.kind]]
         self.squares = []
@@ -141,17 +187,16 @@ class GroupStep(nn.Cell):
         self.tensors = [own, *moments]
         self.map = ops.HyperMap()
 
-    def construct(self, scale: Tensor, *rest: Tensor) -> Tensor:
+    def construct(self, scale: Tensor, *scalars: Tensor) -> Tensor:
         """See the class."""
-        scalars, grads = rest[: self.scalars], rest[self.scalars :]
         if self.kind == "soap":
-            self.map(ops.partial(soap.soap_update, scalars, scale), *self.tensors, *self.squares, grads)
+            self.map(ops.partial(soap.soap_update, scalars, scale), *self.tensors, *self.squares, self.grads)
         elif self.kind == "adamw":
-            self.map(ops.partial(adamw_update, scalars, scale), *self.tensors, grads)
+            self.map(ops.partial(adamw_update, scalars, scale), *self.tensors, self.grads)
         elif self.kind == "momentum":
-            self.map(ops.partial(momentum_update, scalars, scale), *self.tensors, grads)
+            self.map(ops.partial(momentum_update, scalars, scale), *self.tensors, self.grads)
         else:
-            self.map(ops.partial(sgd_update, scalars, scale), *self.tensors, grads)
+            self.map(ops.partial(sgd_update, scalars, scale), *self.tensors, self.grads)
         return scale
 
     def turn_bases(self, betas: tuple[float, float], updates: int) -> None:
@@ -177,7 +222,9 @@ class GroupStep(nn.Cell):
 
 
 class ApplyStep(nn.Cell):
-    """Clip, update and moving average of all parameters in one graph; owns the moments and the averages.
+    """Clip, update and moving average of all parameters in one graph; owns gradients, moments and averages.
+
+    The gradients are in `grads`, one per parameter, zeros at first; whoever computes them sets them.
 
     names: of the parameters, for the patterns in `config`; Parameter.name where none are given.
     shapes: of the whole parameters, where `params` are parts of them.
@@ -200,13 +247,12 @@ class ApplyStep(nn.Cell):
         self.params = params
         shapes = shapes or [param.shape for param in params]
         self._groups = grouped(names or [param.name for param in params], shapes, config)
-        scalars = [len(group_scalars(config, group, 1.0, 1)) for group in self._groups]
+        self.grads = zeros_like(params, "grad")
         self.groups = nn.CellList(
-            [GroupStep(params, group, count) for group, count in zip(self._groups, scalars, strict=True)],
-            auto_prefix=False,
+            [GroupStep(params, self.grads, group) for group in self._groups], auto_prefix=False
         )
-        sizes = [count + len(group.places) for count, group in zip(scalars, self._groups, strict=True)]
-        self.ends = np.cumsum([0, *sizes]).tolist()  # of the groups' parts in the arguments
+        counts = [len(group_scalars(config, group, 1.0, 1)) for group in self._groups]
+        self.ends = np.cumsum([0, *counts]).tolist()  # of the groups' scalars in the arguments
         self.count = len(self._groups)
         self.keeps_average = ema_decay > 0
         self.averages = averages_of(params) if self.keeps_average else ()
@@ -214,23 +260,20 @@ class ApplyStep(nn.Cell):
         self._config = config
         self._ema_decay = ema_decay
 
-    def construct(self, scale: Tensor, ema_rate: Tensor, *rest: Tensor) -> Tensor:
-        """Update everything in place; `rest` holds the scalars and gradients of one group after the other."""
+    def construct(self, scale: Tensor, ema_rate: Tensor, *scalars: Tensor) -> Tensor:
+        """Update everything in place; `scalars` are those of one group after the other."""
         for i in range(self.count):
-            self.groups[i](scale, *rest[self.ends[i] : self.ends[i + 1]])
+            self.groups[i](scale, *scalars[self.ends[i] : self.ends[i + 1]])
         if self.keeps_average:
             self.map(ops.partial(ema_update, ema_rate), self.params, self.averages)
         return scale
 
-    def apply(self, grads: tuple[Tensor, ...], norm: float, lr: float, updates: int) -> None:
-        """Do update number `updates` (1 for the first) with learning rate `lr` and gradients of global norm `norm`."""
+    def apply(self, norm: float, lr: float, updates: int) -> None:
+        """Do update number `updates` (1 for the first) with learning rate `lr`; `norm` is that of the gradients."""
         scale = clip_scale(norm, self._config.clip_grad_norm)
-        rest: list[Tensor] = []
-        for group in self._groups:
-            rest += group_scalars(self._config, group, lr, updates)
-            rest += [grads[place] for place in group.places]
+        scalars = [one for group in self._groups for one in group_scalars(self._config, group, lr, updates)]
         ema_rate = 1.0 - decay_at(self._ema_decay, updates)
-        self(Tensor(np.float32(scale)), Tensor(np.float32(ema_rate)), *rest)
+        self(Tensor(np.float32(scale)), Tensor(np.float32(ema_rate)), *scalars)
         for cell in self.groups:
             cell.turn_bases(self._config.betas, updates)
 
@@ -265,24 +308,35 @@ class Stepper:
         """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`, `scaled` as for `GradStep`."""
         self._names = tuple(loss.inputs)
         self._shards = shards
-        at_once = shards is not None and shards.stage >= 2  # else gradients are summed after the last micro-batch
-        self._grad = GradStep(loss, params, scaled, shards.reduce if at_once else None)
-        self._reduce = None if shards is None or at_once else shards.reduce
-        self._scale: tuple[Tensor, ...] = ()
-        self._accumulate = Accumulate(len(params))
-        self._norm = GradNorm() if shards is None else shards.norm
-        self._total: tuple[Tensor, ...] | None = None
         shapes = None if shards is None else [part.shape for part in shards.parts]
         if shards is not None and config.name == "soap" and not shards.is_whole:
             raise UserError("optimizer.name=soap needs whole weights; choose adamw, or set parallel.zero_stage to 0 "
                             "and parallel.tensor to 1")  # fmt: skip
         self.update = ApplyStep(params if shards is None else shards.owned, config, ema_decay, names, shapes)
+        own, reduce, self._reduce = self.update.grads, None, None
+        if shards is not None and shards.stage >= 2:
+            reduce = shards.reduce
+        elif shards is not None:  # gradients are summed after the last micro-batch
+            own = zeros_like(params, "own_grad") if shards.divides else own
+            self._reduce = Copy(own, self.update.grads, shards.reduce)
+        self._grad = GradStep(loss, params, own, scaled, reduce)
+        self._norm = NormOf(self.update.grads, GradNorm() if shards is None else shards.norm)
+        self._accumulate: Accumulate | None = None
+        self._scale: tuple[Tensor, ...] = ()
+        self._total: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def grads(self) -> ParameterTuple:
+        """What `total` found the gradients to be: of what this device owns."""
+        return self.update.grads
 
     @property
     def compilations(self) -> int:
         """Number of graphs compiled so far (0 in PyNative mode): steady while the shapes stay the same."""
-        cells = {self._grad, self._accumulate, self._norm, self.update, *(self._shards.cells if self._shards else ())}
-        return sum(len(cell.compile_cache) for cell in cells)
+        cells = [self._grad, self._reduce, self._norm, self.update, *(self._shards.cells if self._shards else ())]
+        if self._accumulate is not None:
+            cells += [self._accumulate, self._accumulate.keep]
+        return sum(len(cell.compile_cache) for cell in cells if cell is not None)
 
     def begin(self, loss_scale: float | None = None) -> None:
         """Begin a step: forget what was added before."""
@@ -294,22 +348,26 @@ class Stepper:
         missing = [name for name in self._names if name not in batch]
         if missing:
             raise ValueError(f"the loss wants {missing}, the batch has only {sorted(batch)}")
-        new = self._grad(*self._scale, *(Tensor(batch[name]) for name in self._names))
         old = self._total
-        self._total = new if old is None else self._accumulate(*old[:2], *new[:2], *old[2:], *new[2:])
+        if old is not None:
+            if self._accumulate is None:
+                self._accumulate = Accumulate(self._grad.grads)
+            self._accumulate.keep()
+        new = self._grad(*self._scale, *(Tensor(batch[name]) for name in self._names))
+        self._total = new if old is None else self._accumulate(*old, *new)
 
-    def total(self) -> tuple[np.ndarray, float, tuple[Tensor, ...]]:
-        """Return (loss and terms as float32 array, global norm, gradients) of what was added since the last call."""
+    def total(self) -> tuple[np.ndarray, float]:
+        """Return (loss and terms as float32 array, global norm) of what was added since the last call; see `grads`."""
         if self._total is None:
             raise ValueError("a step needs at least one micro-batch")
-        (values, _, *grads), self._total = self._total, None
+        (values, _), self._total = self._total, None
         if self._reduce is not None:
-            grads = self._reduce(*grads)
-        return values.asnumpy().copy(), float(self._norm(*grads).asnumpy()), tuple(grads)
+            self._reduce()
+        return values.asnumpy().copy(), float(self._norm().asnumpy())
 
-    def apply(self, grads: tuple[Tensor, ...], norm: float, lr: float, updates: int) -> None:
+    def apply(self, norm: float, lr: float, updates: int) -> None:
         """Do update number `updates` as `ApplyStep.apply` does, on every device alike."""
-        self.update.apply(grads, norm, lr, updates)
+        self.update.apply(norm, lr, updates)
         self.publish()
 
     def publish(self) -> None:
@@ -317,10 +375,8 @@ class Stepper:
         if self._shards is not None:
             self._shards.publish()
 
-    def gradient(
-        self, micro_batches: Iterable[Mapping[str, np.ndarray]]
-    ) -> tuple[np.ndarray, float, tuple[Tensor, ...]]:
-        """Return (loss and terms as float32 array, global norm, gradients) over all micro-batches of a step."""
+    def gradient(self, micro_batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, float]:
+        """Return (loss and terms as float32 array, global norm) over all micro-batches of a step; see `grads`."""
         for batch in micro_batches:
             self.add(batch)
         return self.total()

@@ -107,10 +107,10 @@ def train(stepper, whole, rows=lambda batch: batch):
     for step, count in enumerate(MICRO_BATCHES):
         for batch in islice(coming, count):
             stepper.add(rows(batch))
-        values, norm, grads = stepper.total()
+        values, norm = stepper.total()
         figures += [float(values[0]), norm]
-        first = first or whole(grads)
-        stepper.apply(grads, norm, 1e-2, step + 1)
+        first = first or whole(stepper.grads)
+        stepper.apply(norm, 1e-2, step + 1)
     return np.array(figures), first
 
 

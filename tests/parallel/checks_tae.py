@@ -45,9 +45,9 @@ def two_steps(mesh):
     figures = []
     for step in (1, 2):
         stepper.add(mesh.rows(batch()) if mesh else batch())
-        values, norm, grads = stepper.total()
+        values, norm = stepper.total()
         figures += [*values.tolist(), norm]
-        stepper.apply(grads, norm, 1e-2, step)
+        stepper.apply(norm, 1e-2, step)
     return figures, [param.asnumpy().copy() for param in params]
 
 

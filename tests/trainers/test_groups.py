@@ -8,7 +8,7 @@ import pytest
 import torch
 from mindspore import Parameter, ParameterTuple, Tensor
 from test_player import two_players
-from trainer_toy import RootLoss, ToyNet, ToySource, toy_config, toy_trainer
+from trainer_toy import RootLoss, ToyNet, ToySource, give, toy_config, toy_trainer
 
 from mg.config import cli
 from mg.config.trainer import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -31,7 +31,8 @@ def run(config, updates=5, size=1.0):
     update = ApplyStep(params, config, 0.0, NAMES)
     steps = [[np.float32(rng.standard_normal(shape) * size) for shape in SHAPES] for _ in range(updates)]
     for number, grads in enumerate(steps, start=1):
-        update.apply(tuple(Tensor(grad) for grad in grads), 1.0, config.lr, number)
+        give(update, grads)
+        update.apply(1.0, config.lr, number)
     return before, [param.asnumpy() for param in params], steps, update
 
 

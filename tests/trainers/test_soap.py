@@ -4,6 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor
+from trainer_toy import give
 
 from mg.config.trainer import OptimizerConfig
 from mg.trainers import soap
@@ -62,7 +63,8 @@ def test_updates_equal_the_algorithm_in_numpy(mode, decay):
         grads = [np.float32(grad) for grad in grads]
         for i, peer in peers.items():
             peer.step(grads[i], 1e-2, number, decay=decay)
-        update.apply(tuple(Tensor(grad) for grad in grads), 1.0, 1e-2, number)
+        give(update, grads)
+        update.apply(1.0, 1e-2, number)
         for i, peer in peers.items():
             np.testing.assert_allclose(params[i].asnumpy(), peer.p, atol=2e-3, err_msg=f"{number} {i}")
 
@@ -72,7 +74,8 @@ def run(name, grads, out_turn, in_turn):
     param = Parameter(Tensor(np.zeros(grads[0].shape, np.float32)), name="w")
     update = ApplyStep(ParameterTuple([param]), OptimizerConfig(name=name, clip_grad_norm=0.0), 0.0)
     for number, grad in enumerate(grads, 1):
-        update.apply((Tensor(np.float32(out_turn @ grad @ in_turn.T)),), 1.0, 1e-2 if number > 1 else 0.0, number)
+        give(update, [np.float32(out_turn @ grad @ in_turn.T)])
+        update.apply(1.0, 1e-2 if number > 1 else 0.0, number)
     return param.asnumpy()
 
 
