@@ -11,21 +11,19 @@ import numpy as np
 from jaxtyping import Float
 from mindspore import Parameter, Tensor, mint, nn
 
+from mg.ops.backend import on_cpu
+from mg.ops.bias import AddBias
 from mg.ops.conv_gradient import stride_one_conv
 from mg.ops.layout import SwapFrames
 from mg.ops.pad import pad_edge, pad_frames
 
 
+FOLD_FROM = 1 << 19
+"""Elements from which on a constant per channel goes through the weights on the CPU: below, ten kernels cost more."""
+
+
 def _parameter(*shape: int, name: str) -> Parameter:
     return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
-
-
-_bias_add = prim.BiasAdd()
-
-
-def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
-    # Not `x + bias`: on the CPU a broadcast sum, like a transpose, keeps buffers of x's size until the graph ends.
-    return _bias_add(x, bias.astype(x.dtype))
 
 
 class SpatialConv(nn.Cell):
@@ -44,6 +42,7 @@ class SpatialConv(nn.Cell):
         self.weight = _parameter(out_channels, in_channels, kernel, kernel, name="weight")
         self.bias = _parameter(out_channels, name="bias")
         self.conv = stride_one_conv(in_channels, out_channels, (kernel, kernel), (kernel // 2, kernel // 2))
+        self.shift = AddBias()
         self.fold, self.unfold = FoldTime(), UnfoldTime()
 
     def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t h w"]:
@@ -51,10 +50,10 @@ class SpatialConv(nn.Cell):
         weight = self.weight.astype(x.dtype)
         if self.kernel == 1:
             y = self.conv(x.reshape(b, c, t * h, w), weight)  # (b, o, t*h, w)
-            y = _add_bias(y, self.bias) if self.add_bias else y
+            y = self.shift(y, self.bias) if self.add_bias else y
             return y.reshape(b, self.out_channels, t, h, w)
         y = self.conv(self.fold(x), weight)  # (b*t, o, h, w)
-        y = _add_bias(y, self.bias) if self.add_bias else y
+        y = self.shift(y, self.bias) if self.add_bias else y
         return self.unfold(y, b)
 
 
@@ -103,6 +102,7 @@ class TemporalConv(nn.Cell):
         else:
             self.conv = prim.Conv2D(channels, (kernel, 1), pad_mode="valid", stride=(stride, 1))
         self.conv_frame = prim.Conv2D(channels, (1, 1))
+        self.shift = AddBias()
         self.pad = pad_frames(kernel // 2)
 
     def construct(
@@ -111,7 +111,9 @@ class TemporalConv(nn.Cell):
         """Convolve; `input_bias`, a constant per channel that x still lacks, is added through the weights."""
         b, c, t, h, w = x.shape
         bias = self.bias
-        if input_bias is not None:
+        if input_bias is not None and on_cpu() and x.size < FOLD_FROM:
+            x = self.shift(x.reshape(b, c, t * h, w), input_bias).reshape(x.shape)
+        elif input_bias is not None:
             # Replicate padding repeats the constant too, so every output sees the sum of all taps of it.
             # A product is quicker than the sum over taps, and so are its gradients.
             repeated = mint.matmul(input_bias.reshape(c, 1), mint.ones((1, self.kernel), dtype=ms.float32))
@@ -120,10 +122,10 @@ class TemporalConv(nn.Cell):
         weight = self.weight.astype(x.dtype)
         if t == 1:  # every tap sees the same frame
             y = self.conv_frame(x.reshape(b, c, h, w), weight.sum(-1, keepdims=True))
-            return _add_bias(y, bias).reshape(b, c, 1, h, w)
+            return self.shift(y, bias).reshape(b, c, 1, h, w)
         x = self.pad(x)
         y = self.conv(x.reshape(b, c, x.shape[2], h * w), weight.reshape(c, c, self.kernel, 1))  # (b, c, t2, h*w)
-        return _add_bias(y, bias).reshape(b, c, -1, h, w)
+        return self.shift(y, bias).reshape(b, c, -1, h, w)
 
 
     def weight_gradient(
@@ -134,7 +136,7 @@ class TemporalConv(nn.Cell):
         A plain formula: it can stand in a forward pass, where automatic differentiation cannot go twice.
         """
         b, c, t, h, w = x.shape
-        x = _add_bias(x.astype(ms.float32).reshape(b, c, t * h, w), input_bias).reshape(b, c, t, h * w)
+        x = self.shift(x.astype(ms.float32).reshape(b, c, t * h, w), input_bias).reshape(b, c, t, h * w)
         x = pad_edge(x, 2, self.kernel // 2, self.kernel // 2)  # (b, c, t+k-1, h*w)
         slope = slope.reshape(b, c, t * h * w)
         taps = []
@@ -152,21 +154,32 @@ class SpatialDownsampleConv(nn.Cell):
         self.weight = _parameter(channels, channels, 3, 3, name="weight")
         self.bias = _parameter(channels, name="bias")
         self.conv = prim.Conv2D(channels, (3, 3), pad_mode="pad", pad=(0, 1, 0, 1), stride=2)
+        self.shift = AddBias()
         self.fold, self.unfold = FoldTime(), UnfoldTime()
 
     def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h2 w2"]:
         y = self.conv(self.fold(x), self.weight.astype(x.dtype))
-        return self.unfold(_add_bias(y, self.bias), x.shape[0])
+        return self.unfold(self.shift(y, self.bias), x.shape[0])
 
 
-def _upsampling_taps(weight: Tensor, axis: int) -> Tensor:
-    """Four taps of a transposed convolution with stride 2 that equals nearest x2, then the three taps of `weight`.
+# Four taps of a transposed convolution with stride 2 that equals nearest x2, then three taps: an input stands at two
+# neighbouring enlarged positions, so output position 2i + d sees it through the taps d = -1: last, d = 0: middle + last,
+# d = 1: first + middle, d = 2: first.
+_TAPS = np.float32([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
 
-    An input stands at two neighbouring enlarged positions, so output position 2i + d sees it through the taps
-    d = -1: last, d = 0: middle + last, d = 1: first + middle, d = 2: first.
-    """
-    first, middle, last = mint.split(weight, 1, axis)
-    return mint.cat((last, middle + last, first + middle, first), axis)
+
+@ms.ops.constexpr
+def _upsampling(axes: int) -> Tensor:
+    """Matrix from the taps of a kernel of 3 along 1 or 2 axes to those of the transposed convolution."""
+    return Tensor(_TAPS if axes == 1 else np.kron(_TAPS, _TAPS))
+
+
+def _upsampling_taps(weight: Float[Tensor, "o i h w"], axes: int) -> Float[Tensor, "i o taps"]:
+    """Return the kernel of the transposed convolution that equals nearest x2 along 1 or 2 axes, then `weight`."""
+    o, i, h, w = weight.shape
+    # One product: slices, sums and concatenations, and their gradients, are some twenty kernels.
+    taps = mint.matmul(weight.reshape(o * i, h * w), _upsampling(axes).astype(weight.dtype))
+    return ms.ops.transpose(taps.reshape(o, i, -1), (1, 0, 2))  # transposed convolutions have inputs first
 
 
 class SpatialUpsampleConv(nn.Cell):
@@ -182,14 +195,14 @@ class SpatialUpsampleConv(nn.Cell):
         self.weight = _parameter(channels, channels, 3, 3, name="weight")
         self.bias = _parameter(channels, name="bias")
         self.conv = prim.Conv2DTranspose(channels, (4, 4), pad_mode="pad", pad=(1, 1, 1, 1), stride=(2, 2))
+        self.shift = AddBias()
         self.fold, self.unfold = FoldTime(), UnfoldTime()
 
     def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t 2*h 2*w"]:
         b, c, t, h, w = x.shape
-        taps = _upsampling_taps(_upsampling_taps(self.weight.astype(x.dtype), 2), 3)
-        taps = mint.permute(taps, (1, 0, 2, 3))  # transposed convolutions have (in, out, 4, 4)
+        taps = _upsampling_taps(self.weight.astype(x.dtype), 2).reshape(c, c, 4, 4)
         y = self.conv(self.fold(x), taps, (b * t, c, 2 * h, 2 * w))
-        return self.unfold(_add_bias(y, self.bias), b)
+        return self.unfold(self.shift(y, self.bias), b)
 
 
 class TemporalUpsampleConv(nn.Cell):
@@ -208,12 +221,12 @@ class TemporalUpsampleConv(nn.Cell):
         # A replicated frame in front and behind adds two output frames each, which the padding cuts off again.
         rows = 1 + 2 * self.border
         self.conv = prim.Conv2DTranspose(channels, (4, 1), pad_mode="pad", pad=(rows, rows, 0, 0), stride=(2, 1))
+        self.shift = AddBias()
         self.pad = pad_frames(self.border)
 
     def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c 2*t h w"]:
         b, c, t, h, w = x.shape
-        taps = _upsampling_taps(self.weight.astype(x.dtype), 3)  # (o, i, 1, 4)
-        taps = mint.permute(taps, (1, 0, 3, 2))  # (i, o, 4, 1)
+        taps = _upsampling_taps(self.weight.astype(x.dtype), 1).reshape(c, c, 4, 1)
         x = self.pad(x)
         y = self.conv(x.reshape(b, c, x.shape[2], h * w), taps, (b, c, 2 * t, h * w))
-        return _add_bias(y, self.bias).reshape(b, c, 2 * t, h, w)
+        return self.shift(y, self.bias).reshape(b, c, 2 * t, h, w)

@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, mint, nn
 
 from mg import device
 from mg.ops.backend import on_cpu
+from mg.ops.bias import AddBias
 from mg.ops.spread import spread
 
 
@@ -41,7 +42,7 @@ class GroupNorm(nn.Cell):
         # Being such an operator, it must not be recomputed: the graph would have a circle and not compile.
         self.normalise.recompute(False)
         self.affine = prim.Conv2D(channels, (1, 1), group=channels)
-        self.shift = prim.BiasAdd()
+        self.shift = AddBias()
 
     def construct(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         if self.fused:

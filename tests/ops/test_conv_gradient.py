@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mindspore import Parameter, Tensor, nn
 
 import mg.device
-from mg.ops.conv_gradient import StrideOneConv, stride_one_conv, turned
+from mg.ops.conv_gradient import StrideOneConv, stride_one_conv, strip_rows, turned
 
 
 class Conv(nn.Cell):
@@ -29,6 +29,8 @@ CASES = {
     "no padding": ((2, 4, 5, 9), 4, (3, 1), (0, 0)),
     "no padding, fewer outputs": ((2, 4, 5, 9), 3, (3, 1), (0, 0)),
     "pointwise": ((2, 4, 5, 4), 3, (1, 1), (0, 0)),
+    "strips": ((2, 3, 32, 20), 5, (3, 3), (1, 1)),
+    "strips, fewer outputs": ((3, 5, 21, 20), 2, (3, 3), (1, 1)),
 }
 
 
@@ -38,6 +40,16 @@ def test_gradients_are_those_of_pytorch(peer, shape, outputs, kernel, pad):
     assert isinstance(conv, StrideOneConv)
     cell = Conv(conv, (outputs, shape[1], *kernel))
     peer.agrees(cell, lambda x, weight: F.conv2d(x, weight, padding=pad), peer.noise(*shape))
+
+
+def test_images_are_cut_where_that_was_measured_to_help():
+    assert strip_rows(32, 32, 16 * 16) == 8
+    assert strip_rows(32, 20, 15) == 16
+    assert strip_rows(21, 20, 10) == 7
+    assert strip_rows(16, 16, 256) == 0  # below the kernel's threshold
+    assert strip_rows(64, 64, 256) == 0  # few images, each worth two threads
+    assert strip_rows(32, 32, 64 * 64) == 0  # many channels
+    assert strip_rows(31, 31, 256) == 0  # only strips of one row would do
 
 
 def test_half_precision_gradients(peer):
