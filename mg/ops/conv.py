@@ -17,7 +17,6 @@ from mg.ops.conv_gradient import stride_one_conv
 from mg.ops.layout import SwapFrames
 from mg.ops.pad import pad_edge, pad_frames
 
-
 FOLD_FROM = 1 << 19
 """Elements from which on a constant per channel goes through the weights on the CPU: below, ten kernels cost more."""
 
@@ -163,8 +162,8 @@ class SpatialDownsampleConv(nn.Cell):
 
 
 # Four taps of a transposed convolution with stride 2 that equals nearest x2, then three taps: an input stands at two
-# neighbouring enlarged positions, so output position 2i + d sees it through the taps d = -1: last, d = 0: middle + last,
-# d = 1: first + middle, d = 2: first.
+# neighbouring enlarged positions, so output position 2i + d sees it through the taps d = -1: last,
+# d = 0: middle + last, d = 1: first + middle, d = 2: first.
 _TAPS = np.float32([[0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
 
 

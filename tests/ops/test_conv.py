@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mindspore import Tensor
 
 import mg.device
-from mg.ops import SpatialConv, SpatialDownsampleConv, SpatialUpsampleConv, TemporalConv, TemporalUpsampleConv
+from mg.ops import SpatialConv, SpatialDownsampleConv, SpatialUpsampleConv, TemporalConv, TemporalUpsampleConv, conv
 
 
 def per_frame(function, x):
@@ -58,8 +58,11 @@ def test_temporal_kernel_of_one(peer):
     peer.agrees(TemporalConv(4, 1), along_time, peer.noise(2, 4, 3, 2, 2))
 
 
+@pytest.mark.parametrize("fold_from", [0, conv.FOLD_FROM])  # through the weights, or added to the frames
 @pytest.mark.parametrize("frames, kernel, stride", [(1, 3, 1), (4, 3, 1), (3, 3, 2), (2, 1, 1)])
-def test_input_bias_is_a_constant_added_before(peer, frames, kernel, stride):
+def test_input_bias_is_a_constant_added_before(peer, monkeypatch, frames, kernel, stride, fold_from):
+    monkeypatch.setattr(conv, "FOLD_FROM", fold_from)
+
     def twin(x, input_bias, weight, bias):
         return along_time(x + input_bias[:, None, None, None], weight, bias, stride)
 
