@@ -82,8 +82,25 @@ class UnfoldTime(nn.Cell):
         return self.swap(x.reshape(b, bt // b, c, h, w))
 
 
+BAND_FRAMES, BAND_ROWS = 4, 512
+"""Frames, and channels times frames, up to which a temporal convolution on the CPU is one product over both."""
+
+
+@ms.ops.constexpr
+def _placing(kernel: int, frames: int) -> Tensor:
+    """Matrix (kernel, frames^2): which tap stands between which output and input frame, borders repeated."""
+    places = np.zeros((kernel, frames, frames), np.float32)
+    for tap in range(kernel):
+        for frame in range(frames):
+            places[tap, frame, min(max(frame + tap - kernel // 2, 0), frames - 1)] = 1
+    return Tensor(places.reshape(kernel, frames * frames))
+
+
 class TemporalConv(nn.Cell):
     """1-D convolution along time with replicate padding; the output has ceil(t / stride) frames.
+
+    A few frames are convolved by one product on the CPU: the padding, its gradient and the kernels for small images
+    take longer than the zeros between distant frames.
 
     Args:
         channels: channels in and out.
@@ -103,6 +120,8 @@ class TemporalConv(nn.Cell):
         self.conv_frame = prim.Conv2D(channels, (1, 1))
         self.shift = AddBias()
         self.pad = pad_frames(kernel // 2)
+        self.banded = kernel == 3 and stride == 1
+        self.product, self.batch_product = prim.MatMul(), prim.BatchMatMul()
 
     def construct(
         self, x: Float[Tensor, "b c t h w"], input_bias: Float[Tensor, " c"] | None = None
@@ -122,10 +141,20 @@ class TemporalConv(nn.Cell):
         if t == 1:  # every tap sees the same frame
             y = self.conv_frame(x.reshape(b, c, h, w), weight.sum(-1, keepdims=True))
             return self.shift(y, bias).reshape(b, c, 1, h, w)
+        if self.banded and t <= BAND_FRAMES and c * t <= BAND_ROWS and on_cpu():
+            y = self.batch_product(self._bands(weight, b, t), x.reshape(b, c * t, h * w))
+            return self.shift(y.reshape(b, c, t * h * w), bias).reshape(x.shape)
         x = self.pad(x)
         y = self.conv(x.reshape(b, c, x.shape[2], h * w), weight.reshape(c, c, self.kernel, 1))  # (b, c, t2, h*w)
         return self.shift(y, bias).reshape(b, c, -1, h, w)
 
+    def _bands(self, weight: Float[Tensor, "c c 1 k"], b: int, t: int) -> Float[Tensor, "b ct ct"]:
+        """Return the weight of the product over channels and frames, once for each video."""
+        c = self.channels
+        band = self.product(weight.reshape(c * c, self.kernel), _placing(self.kernel, t).astype(weight.dtype))
+        band = ms.ops.transpose(band.reshape(c, c, t, t), (0, 2, 1, 3)).reshape(1, c * t * c * t)
+        # A product with ones repeats it, since its gradient then sums over the videos by a product, too.
+        return self.product(ms.ops.ones((b, 1), weight.dtype), band).reshape(b, c * t, c * t)
 
     def weight_gradient(
         self, x: Float[Tensor, "b c t h w"], input_bias: Float[Tensor, " c"], slope: Float[Tensor, "b c t h w"]

@@ -46,8 +46,10 @@ def test_spatial_without_bias_leaves_it_out(peer, kernel):
     np.testing.assert_allclose(cell(Tensor(x)).asnumpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames, stride", [(1, 1), (4, 1), (1, 2), (4, 2), (5, 2)])
-def test_temporal_replicates_the_ends(peer, frames, stride):
+@pytest.mark.parametrize("band_rows", [0, conv.BAND_ROWS])  # as a convolution, or as a product where frames are few
+@pytest.mark.parametrize("frames, stride", [(1, 1), (2, 1), (4, 1), (5, 1), (1, 2), (4, 2), (5, 2)])
+def test_temporal_replicates_the_ends(peer, monkeypatch, frames, stride, band_rows):
+    monkeypatch.setattr(conv, "BAND_ROWS", band_rows)
     cell = TemporalConv(4, 3, stride)
     x = peer.noise(2, 4, frames, 2, 3)
     peer.agrees(cell, lambda x, weight, bias: along_time(x, weight, bias, stride), x)
