@@ -121,7 +121,7 @@ def write_clips(
     """Generate the clip of every prompt and write it below `folder` under the CSV's name for it."""
     from tqdm import tqdm
 
-    from mg.dataset.video import write_video
+    from mg.dataset.video_writer import write_video
 
     with tqdm(total=len(prompts), desc=label, unit="clip") as bar:
         for start in range(0, len(prompts), settings.batch_size):

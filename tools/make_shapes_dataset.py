@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from mg.dataset.shapes import caption, held_out_combinations, make_clip, splits
-    from mg.dataset.video import read_video, write_video
+    from mg.dataset.video import read_video
+    from mg.dataset.video_writer import write_video
     from mg.pipelines.pictures import contact_sheet, write_png
     from mg.rng import stream
 

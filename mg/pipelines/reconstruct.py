@@ -17,7 +17,8 @@ from mg import device
 from mg.config.reconstruct import ReconstructConfig
 from mg.dataset.manifest import Item, read_manifest, scan_folder
 from mg.dataset.transforms import resize_cover_crop, to_frames, to_tensor
-from mg.dataset.video import probe, read_image, read_video, write_video
+from mg.dataset.video import probe, read_image, read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, NoGoodClip, UserError
 from mg.files import writable_folder, write_json, write_text
 from mg.log import get_logger

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mg.dataset.manifest import Item
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, UserError
 from mg.log import get_logger
 from mg.metrics import lpips, psnr, ssim

@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mg.config.train import SampleConfig
 from mg.dataset.transforms import to_frames
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import NumericalAbort, UserError
 from mg.files import atomic_path, write_json
 from mg.log import get_logger

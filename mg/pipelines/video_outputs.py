@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import UserError
 from mg.files import atomic_path
 from mg.pipelines.pictures import write_png

@@ -8,7 +8,7 @@ import pytest
 
 from mg.config.clips import ClipSettings
 from mg.config.tae_train import TaeTrainConfig
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 
 
 @pytest.fixture

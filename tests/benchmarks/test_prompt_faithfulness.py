@@ -10,7 +10,8 @@ import pytest
 
 from mg.config.shapes import ATTRIBUTES, Scene
 from mg.dataset.shapes import all_scenes, caption, place, render
-from mg.dataset.video import read_video, write_video
+from mg.dataset.video import read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, UserError
 from mg.pipelines import TextToVideoPipeline
 from mg.rng import stream

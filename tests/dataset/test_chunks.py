@@ -17,7 +17,8 @@ from mg.dataset.clips import ClipSource
 from mg.dataset.headers import Limits
 from mg.dataset.manifest import scan_folder
 from mg.dataset.prefetch import Prefetcher
-from mg.dataset.video import read_video, write_video
+from mg.dataset.video import read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, NoGoodClip, UserError
 
 SETTINGS = ClipSettings(

@@ -12,7 +12,7 @@ from mg.dataset.clips import ClipSource, rank_rows
 from mg.dataset.frames import VideoFiles
 from mg.dataset.manifest import Item
 from mg.dataset.prefetch import Prefetcher
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import NoGoodClip
 
 WHOLE = ClipSettings(

@@ -14,7 +14,8 @@ from mg.dataset.clips import ClipSource, latent_mask
 from mg.dataset.frames import VideoFiles
 from mg.dataset.manifest import Item, read_manifest
 from mg.dataset.transforms import crop_resize, to_tensor
-from mg.dataset.video import read_video, write_video
+from mg.dataset.video import read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import NoGoodClip, TooManyBadClips, UserError
 from mg.log import get_logger
 

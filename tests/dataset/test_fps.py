@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mg.dataset.fps import pretraining_decision, read_at_rate, resample_times
-from mg.dataset.video import probe, read_video, write_video
+from mg.dataset.video import probe, read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, UserError
 
 CLIPS = Path(__file__).parents[2] / "assets" / "clips"

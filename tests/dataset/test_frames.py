@@ -11,7 +11,8 @@ from mg.dataset import frames as room
 from mg.dataset.frames import VideoFiles
 from mg.dataset.headers import Header, Limits, peek
 from mg.dataset.manifest import Item
-from mg.dataset.video import probe, read_video, read_whole, write_video
+from mg.dataset.video import probe, read_video, read_whole
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip
 
 

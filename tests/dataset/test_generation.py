@@ -23,7 +23,7 @@ from mg.dataset.text_cache import EncoderRecord, TextCacheWriter
 from mg.dataset.text_npz import write_text_npz
 from mg.dataset.text_sources import CachedTexts, NpzTexts, OnlineTexts, open_texts
 from mg.dataset.transforms import to_tensor
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import NoGoodClip, TooManyBadClips, UserError
 from mg.models.text_encoders.features import TextFeatures
 from mg.schedulers.timesteps import sample_timesteps

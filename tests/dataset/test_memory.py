@@ -9,7 +9,7 @@ from mg.config.clips import ClipSettings
 from mg.dataset.clips import ClipSource
 from mg.dataset.manifest import scan_folder
 from mg.dataset.prefetch import Prefetcher
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 
 FILES, BATCH = 10_000, 10
 

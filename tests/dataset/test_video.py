@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg.dataset.video import probe, read_image, read_video, write_video
+from mg.dataset.video import probe, read_image, read_video
+from mg.dataset.video_writer import write_video
 from mg.errors import BadClip, UserError
 from mg.metrics import psnr
 

@@ -21,7 +21,7 @@ from mg.config.generate import GenerateConfig
 from mg.config.parallel import ParallelConfig
 from mg.config.reconstruct import ReconstructConfig
 from mg.dataset.latents import read_latent
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import UserError
 from mg.models.llama import LlamaConfig, LlamaModel
 from mg.models.tae import PRESETS, TemporalAutoencoder

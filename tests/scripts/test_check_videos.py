@@ -11,7 +11,7 @@ from mg.dataset.check import as_csv, check_items, file_hash, shared_files
 from mg.dataset.headers import Limits
 from mg.dataset.manifest import Item, read_manifest, scan_folder
 from mg.dataset.ordered import in_order
-from mg.dataset.video import write_video
+from mg.dataset.video_writer import write_video
 from mg.errors import UserError
 
 TOOL = "../tools/check_videos.py"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mg.dataset.latents import read_latent
-from mg.dataset.video import probe, write_video
+from mg.dataset.video import probe
+from mg.dataset.video_writer import write_video
 
 SCRIPT = "inference_tae.py"
 

@@ -5,7 +5,8 @@ import pytest
 
 from mg.dataset.chunks import ChunkedClips
 from mg.dataset.manifest import read_manifest
-from mg.dataset.video import read_video, write_video
+from mg.dataset.video import read_video
+from mg.dataset.video_writer import write_video
 
 TOOL = "../tools/make_chunks.py"
 
