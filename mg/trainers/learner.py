@@ -32,6 +32,7 @@ class Learner:
     ema_decay: 0 keeps no averages.
     freeze: patterns of the network's parameters that stay as they are (mg.trainers.select.frozen).
     scaled: each step begins with a loss scale.
+    accumulates: a step may have several micro-batches.
     mesh: the processes that train together; each takes the gradient of its own rows of the batches.
     """
 
@@ -48,6 +49,7 @@ class Learner:
         ema_decay: float = 0.0,
         freeze: Sequence[str] = (),
         scaled: bool = False,
+        accumulates: bool = False,
         mesh: Mesh | None = None,
     ) -> None:
         """Name the parameters and prepare the graphs; nothing is compiled before the first `add`."""
@@ -67,7 +69,7 @@ class Learner:
         self._shards = mesh.shards(self.params) if mesh else None
         self._stepper = Stepper(
             mesh.loss(loss) if mesh else loss, self.params, optimizer, ema_decay, list(self.trained), scaled,
-            self._shards,
+            accumulates, self._shards,
         )  # fmt: skip
         self._memory = memory
         self._given: Arrays = {}

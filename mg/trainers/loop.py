@@ -87,7 +87,7 @@ class Trainer:
         self._pace = Pace()
         self._units = getattr(loss, "units", None)
         self._guard = Guard(config)
-        scaled = self._guard.loss_scale is not None
+        common = {"scaled": self._guard.loss_scale is not None, "accumulates": config.accumulation > 1, "mesh": mesh}
         own = {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": config.ema_decay}
         if config.freeze:
             own["freeze"] = list(config.freeze)
@@ -97,9 +97,9 @@ class Trainer:
         self._main = Learner(
             network, loss, config.optimizer, memory=memory, ema_decay=config.ema_decay,
             others=[player.network for player in opponents], freeze=config.freeze,
-            scaled=scaled, mesh=mesh,
+            **common,
         )
-        self._learners = (self._main, *_opposing(network, opponents, scaled, mesh))
+        self._learners = (self._main, *_opposing(network, opponents, common))
         _check_disjoint(self._learners)
         self.step = 0
         """Steps done, skipped ones included."""
@@ -358,7 +358,7 @@ def records_folder(output_path: str | Path, mesh: Mesh | None) -> Path:
     return writable_folder(Path(output_path) / "ranks" / str(mesh.rank), "--output_path")
 
 
-def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool, mesh: Mesh | None) -> list[Learner]:
+def _opposing(network: nn.Cell, opponents: Sequence[Player], common: Mapping[str, bool | Mesh | None]) -> list[Learner]:
     names = [player.name for player in opponents]
     if len(set(names)) < len(names):
         raise ValueError(f"two players have the same name: {names}")
@@ -366,7 +366,7 @@ def _opposing(network: nn.Cell, opponents: Sequence[Player], scaled: bool, mesh:
         Learner(
             player.network, player.loss, player.optimizer, prefix=f"{player.name}.", start_step=player.start_step,
             memory=player.memory, others=[network, *(other.network for other in opponents if other is not player)],
-            scaled=scaled, mesh=mesh,
+            **common,
         )
         for player in opponents
     ]

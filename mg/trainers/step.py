@@ -32,9 +32,14 @@ class GradStep(nn.Cell):
     """Loss and gradient of one micro-batch.
 
     construct(*inputs) -> (values, weight): values is float32 (1 + number of terms,) = loss and terms, weight is float32
-    () = number of valid elements. The gradients are those of the mean loss and are left in `grads`. With a loss scale
-    its value, float32 (), is the first input: the loss is multiplied by it before the backward pass, the gradients are
-    divided by it after.
+    () = number of valid elements. The gradients are those of the mean loss and are left in `grads`.
+
+    With `averages`, values and weight of the micro-batches before come first among the inputs, and values and `grads`
+    become averages over all of them by weight: in the end those of the joint batch. Running means keep the numbers at
+    the size of a gradient, whatever the weights are. `grads` and values are finite when the first micro-batch comes.
+
+    With a loss scale its value, float32 (), is the next input: the loss is multiplied by it before the backward pass,
+    the gradients are divided by it after.
     """
 
     def __init__(
@@ -43,17 +48,19 @@ class GradStep(nn.Cell):
         params: ParameterTuple,
         grads: ParameterTuple,
         scaled: bool = False,
+        averages: bool = False,
         reduce: nn.Cell | None = None,
     ) -> None:
         """Differentiate `loss` with respect to `params`; `scaled` for a loss scale.
 
         grads: set to the gradients.
+        averages: see the class.
         reduce: takes the gradients and gives others for them.
         """
         super().__init__(auto_prefix=False)  # else this wrapper would rename the parameters of the caller's loss
         self.loss = loss
         self.grads = grads
-        self.scaled = scaled
+        self.scaled, self.averages = scaled, averages
         self.reduce = reduce
         self.map = ops.HyperMap()
         forward = self.scaled_forward if scaled else self.forward
@@ -74,13 +81,21 @@ class GradStep(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
+        before = inputs[:2]
+        if self.averages:
+            inputs = inputs[2:]
         (_, values, weight), grads = self.value_and_grad(*inputs)
         if self.scaled:
             grads = self.map(ops.partial(_times, 1.0 / inputs[0]), grads)
         if self.reduce is not None:
             grads = self.reduce(*grads)
-        self.map(ops.assign, self.grads, grads)
-        return values, weight
+        if not self.averages:
+            self.map(ops.assign, self.grads, grads)
+            return values, weight
+        total = before[1] + weight
+        fraction = weight / ops.maximum(total, Tensor(1e-30, ms.float32))  # 0 while nothing was valid
+        self.map(ops.partial(_blend_into, fraction), self.grads, grads)
+        return _blend(fraction, before[0], values), total
 
 
 def _times(factor: Tensor, grad: Tensor) -> Tensor:
@@ -91,50 +106,43 @@ def _blend(fraction: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return old + (new - old) * fraction
 
 
-class Accumulate(nn.Cell):
-    """Running average over micro-batches, weighted by valid elements: in the end the gradient of the joint batch.
-
-    `keep` the average before the next micro-batch overwrites it, then construct(values, weight, new_values, new_weight)
-    -> (values, weight) blends both where the new one is. A running mean instead of a sum keeps the numbers at the size
-    of a gradient whatever the weights are.
-    """
-
-    def __init__(self, grads: ParameterTuple) -> None:
-        """Average in `grads`; takes as much memory as they do."""
-        super().__init__(auto_prefix=False)
-        self.grads = grads
-        self.kept = zeros_like(grads, "kept")
-        self.keep = Copy(grads, self.kept)
-        self.map = ops.HyperMap()
-
-    def construct(
-        self, values: Tensor, weight: Tensor, new_values: Tensor, new_weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        total = weight + new_weight
-        fraction = new_weight / ops.maximum(total, Tensor(1e-30, ms.float32))  # 0 while nothing was valid
-        self.map(ops.partial(_blend_into, fraction), self.kept, self.grads)
-        return _blend(fraction, values, new_values), total
-
-
-def _blend_into(fraction: Tensor, old: Parameter, new: Parameter) -> bool:
-    ops.assign(new, _blend(fraction, old, new))
+def _blend_into(fraction: Tensor, old: Parameter, new: Tensor) -> bool:
+    ops.assign(old, _blend(fraction, old, new))
     return True
 
 
-class Copy(nn.Cell):
-    """Set parameters to others, or to what a cell makes of these: construct() -> True."""
+class Clear(nn.Cell):
+    """Set parameters to zero: construct() -> True."""
 
-    def __init__(self, source: ParameterTuple, target: ParameterTuple, cell: nn.Cell | None = None) -> None:
-        """Set `target` to `source`, or to cell(*source), in the same order."""
+    def __init__(self, params: ParameterTuple) -> None:
+        """Clear `params`."""
         super().__init__(auto_prefix=False)
-        self.source, self.target, self.cell = source, target, cell
+        self.params = params
         self.map = ops.HyperMap()
 
     def construct(self) -> bool:
         """See the class."""
-        values = self.source if self.cell is None else self.cell(*self.source)
-        self.map(ops.assign, self.target, values)
+        self.map(_clear, self.params)
+        return True
+
+
+def _clear(param: Parameter) -> bool:
+    ops.assign(param, ops.zeros_like(param))
+    return True
+
+
+class ReduceInto(nn.Cell):
+    """Set parameters to what a cell makes of others: construct() -> True."""
+
+    def __init__(self, source: ParameterTuple, target: ParameterTuple, reduce: nn.Cell) -> None:
+        """Set `target` to reduce(*source)."""
+        super().__init__(auto_prefix=False)
+        self.source, self.target, self.reduce = source, target, reduce
+        self.map = ops.HyperMap()
+
+    def construct(self) -> bool:
+        """See the class."""
+        self.map(ops.assign, self.target, self.reduce(*self.source))
         return True
 
 
@@ -303,10 +311,14 @@ class Stepper:
         ema_decay: float,
         names: Sequence[str] | None = None,
         scaled: bool = False,
+        accumulates: bool = False,
         shards: Shards | None = None,
     ) -> None:
-        """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`, `scaled` as for `GradStep`."""
-        self._names = tuple(loss.inputs)
+        """Train `params` with the gradient of `loss`; `names` as for `ApplyStep`, `scaled` as for `GradStep`.
+
+        accumulates: a step may have several micro-batches.
+        """
+        self._names, self._values = tuple(loss.inputs), 1 + len(loss.terms)
         self._shards = shards
         shapes = None if shards is None else [part.shape for part in shards.parts]
         if shards is not None and config.name == "soap" and not shards.is_whole:
@@ -318,10 +330,10 @@ class Stepper:
             reduce = shards.reduce
         elif shards is not None:  # gradients are summed after the last micro-batch
             own = zeros_like(params, "own_grad") if shards.divides else own
-            self._reduce = Copy(own, self.update.grads, shards.reduce)
-        self._grad = GradStep(loss, params, own, scaled, reduce)
+            self._reduce = ReduceInto(own, self.update.grads, shards.reduce)
+        self._grad = GradStep(loss, params, own, scaled, accumulates, reduce)
+        self._clear = Clear(own) if accumulates else None
         self._norm = NormOf(self.update.grads, GradNorm() if shards is None else shards.norm)
-        self._accumulate: Accumulate | None = None
         self._scale: tuple[Tensor, ...] = ()
         self._total: tuple[Tensor, Tensor] | None = None
 
@@ -333,9 +345,8 @@ class Stepper:
     @property
     def compilations(self) -> int:
         """Number of graphs compiled so far (0 in PyNative mode): steady while the shapes stay the same."""
-        cells = [self._grad, self._reduce, self._norm, self.update, *(self._shards.cells if self._shards else ())]
-        if self._accumulate is not None:
-            cells += [self._accumulate, self._accumulate.keep]
+        cells = [self._clear, self._grad, self._reduce, self._norm, self.update]
+        cells += self._shards.cells if self._shards else ()
         return sum(len(cell.compile_cache) for cell in cells if cell is not None)
 
     def begin(self, loss_scale: float | None = None) -> None:
@@ -348,13 +359,15 @@ class Stepper:
         missing = [name for name in self._names if name not in batch]
         if missing:
             raise ValueError(f"the loss wants {missing}, the batch has only {sorted(batch)}")
-        old = self._total
-        if old is not None:
-            if self._accumulate is None:
-                self._accumulate = Accumulate(self._grad.grads)
-            self._accumulate.keep()
-        new = self._grad(*self._scale, *(Tensor(batch[name]) for name in self._names))
-        self._total = new if old is None else self._accumulate(*old, *new)
+        before = ()
+        if self._clear is not None:
+            if self._total is None:
+                self._clear()
+                self._total = (Tensor(np.zeros(self._values, np.float32)), Tensor(np.float32(0)))
+            before = self._total
+        elif self._total is not None:
+            raise ValueError("a step of several micro-batches needs a stepper made with accumulates=True")
+        self._total = self._grad(*before, *self._scale, *(Tensor(batch[name]) for name in self._names))
 
     def total(self) -> tuple[np.ndarray, float]:
         """Return (loss and terms as float32 array, global norm) of what was added since the last call; see `grads`."""

@@ -119,7 +119,7 @@ def serial(mode: str):
     found = {"velocity": forward(network, batches()[0])}
     device.setup("CPU", mode)
     named = dict(network.parameters_and_names())
-    stepper = Stepper(loss, ParameterTuple(list(named.values())), OPTIMIZER, 0.9, list(named))
+    stepper = Stepper(loss, ParameterTuple(list(named.values())), OPTIMIZER, 0.9, list(named), accumulates=True)
     found["figures"], grads = train(stepper, lambda grads: [grad.asnumpy().copy() for grad in grads])
     found |= {f"grad {name}": grad for name, grad in zip(named, grads, strict=True)}
     found |= {f"param {name}": param.asnumpy().copy() for name, param in named.items()}
@@ -152,7 +152,7 @@ def check(rank: int, world: int, degrees: dict[str, int], mode: str) -> None:
     assert [f"grad {name}" for name in named] == [name for name in expected if name.startswith("grad ")]
     params = ParameterTuple(list(named.values()))
     shards = mesh.shards(params)
-    stepper = Stepper(mesh.loss(loss), params, OPTIMIZER, 0.9, list(named), shards=shards)
+    stepper = Stepper(mesh.loss(loss), params, OPTIMIZER, 0.9, list(named), accumulates=True, shards=shards)
     whole = lambda grads: [shards.held(i, grad).whole(mesh.groups) for i, grad in enumerate(grads)]  # noqa: E731
     figures, grads = train(stepper, whole, mesh.rows)
     np.testing.assert_allclose(figures, expected["figures"], rtol=0, atol=TOLERANCE)

@@ -24,7 +24,7 @@ def long_run(tmp_path_factory):
         output = tmp_path_factory.mktemp(model)
         trainer = curve_runs.trainer(model, output)
         trainer.fit()
-        assert trainer.compilations == 5
+        assert trainer.compilations == 4
         return output
 
     return train

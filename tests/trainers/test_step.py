@@ -101,7 +101,7 @@ def test_accumulation_equals_the_big_batch_with_unequal_numbers_of_valid_rows(mo
     parts = [source.batch(index) for index in (0, 5, 2)]  # 1, 6 and 3 valid rows
     assert [part["mask"].sum() for part in parts] == [1, 6, 3]
     joint = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    one = stepper()
+    one = stepper(accumulates=True)
     values, norm = one.gradient(parts)
     grads = [grad.asnumpy().copy() for grad in one.grads]
     big_values, big_norm = one.gradient([joint])
@@ -110,6 +110,11 @@ def test_accumulation_equals_the_big_batch_with_unequal_numbers_of_valid_rows(mo
     for grad, big in zip(grads, one.grads, strict=True):
         np.testing.assert_allclose(grad, big.asnumpy(), atol=1e-6)
         assert np.abs(big.asnumpy()).max() > 1e-3
+
+
+def test_several_micro_batches_need_a_stepper_made_for_them():
+    with pytest.raises(ValueError, match="accumulates=True"):
+        stepper().gradient([ToySource().batch(0)] * 2)
 
 
 def test_gradient_and_terms_equal_torch():
