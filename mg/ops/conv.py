@@ -126,7 +126,7 @@ class TemporalConv(nn.Cell):
     def construct(
         self, x: Float[Tensor, "b c t h w"], input_bias: Float[Tensor, " c"] | None = None
     ) -> Float[Tensor, "b c t2 h w"]:
-        """Convolve; `input_bias`, a constant per channel that x still lacks, is added through the weights."""
+        """Convolve; `input_bias` is a constant per channel that x lacks, added to a small x, or through the weights."""
         b, c, t, h, w = x.shape
         bias = self.bias
         if input_bias is not None and on_cpu() and x.size < FOLD_FROM:
