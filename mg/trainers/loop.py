@@ -1,5 +1,6 @@
 """The one training loop: it knows steps, batches by index and a loss, never which model it trains."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +125,9 @@ class Trainer:
         NumericalAbort after too many non-finite steps in a row, UserError where the checkpoint found belongs to another
         run or the disk refuses.
         """
+        # MindSpore forgets graphs with the network they were made of, and others of the same signature with them: what
+        # an earlier network left goes now, not in the middle of the run, where a graph would be compiled again.
+        gc.collect()
         resumed, sources = self._begin()
         if self.step < self.config.steps:
             check_space(self.output_path, sum(learner.checkpoint_bytes for learner in self._learners))
