@@ -66,7 +66,13 @@ class Launcher:
         STARTED.append(self)
 
     def wait(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=60)
+        try:
+            out, err = self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            logs = "".join(f"{path.name}: {path.read_text()}\n" for path in sorted(self.log_dir.glob("*")))
+            raise AssertionError(f"still running after 60 s\n{out}\n{err}\n{logs}") from None
         self.seconds = time.monotonic() - self.start
         return self.process.returncode, out, err
 
