@@ -25,7 +25,7 @@ def arrays_of(data: bytes, path: str) -> dict[str, np.ndarray]:
     """
     try:
         return dict(_leaves(_value(data), ""))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path}: not a pickle of plain arrays ({error}); nothing in it was run; check the file"
         ) from error

