@@ -2,10 +2,13 @@
 
 import argparse
 import ast
+import atexit
 import difflib
+import faulthandler
 import inspect
 import itertools
 import json
+import os
 import re
 import sys
 import textwrap
@@ -90,8 +93,14 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     A user's mistake, a clip that cannot be used and a numerical abort become one line `error: ...` on standard error
     and the error's exit code (2 if it has none); Ctrl-C ends with 130. Any other exception is a defect and keeps its
-    traceback.
+    traceback; a crash in a library (SIGSEGV and its like) leaves the Python frames on standard error.
+
+    As the last line of a program it also ends the process without the interpreter's teardown, see `_leave`.
     """
+    ended: list[int] = []
+    if sys._getframe(1).f_back is None:  # called by the program itself, nothing of which comes after it
+        faulthandler.enable()
+        atexit.register(_leave, ended)
     try:
         code = main(sys.argv[1:]) or 0
     except (UserError, BadClip, NumericalAbort) as error:
@@ -101,7 +110,26 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         code = 130
+    ended.append(code)
     sys.exit(code)
+
+
+def _leave(ended: Sequence[int]) -> None:
+    """End the process with the exit code of a `main` that is over; do nothing after a traceback or `--help`.
+
+    Exit functions are called in the reverse order of their registration, and this one was registered before those of
+    MindSpore and whatever else `main` has imported: their work is done by now. What is skipped are the interpreter's
+    last garbage collection and the destructors of the libraries, which take half a second after MindSpore was loaded
+    and now and then end in a segmentation fault, which made a failure of a run that had written all it was to write.
+    """
+    if not ended:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads it any more; the interpreter has a message and an exit code for that
+        return
+    os._exit(ended[0])
 
 
 def _options(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

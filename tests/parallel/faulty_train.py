@@ -11,13 +11,13 @@ import json
 import os
 import runpy
 import signal
-import sys
 import time
 from pathlib import Path
 
 import mindspore  # noqa: F401 - must be loaded before decord
 import numpy as np
 
+from mg.config import cli
 from mg.dataset.generation import GenerationSource
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -43,14 +43,14 @@ def faulty(plain, faults):
     return batch
 
 
-def main(faults, argv):
+def main(argv):
+    faults = json.loads(argv[0])
     if os.environ.get("RANK_ID") == "1":
         time.sleep(faults.get("slow", 0))
     print(f"began at {time.time()}", flush=True)
     GenerationSource.batch = faulty(GenerationSource.batch, faults)
-    sys.argv = [str(SCRIPT), *argv]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    return runpy.run_path(str(SCRIPT))["main"](argv[1:])
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2:])
+    cli.run(main)

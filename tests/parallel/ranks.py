@@ -6,15 +6,17 @@ The checks are those of the module MG_TEST_CHECKS, or of `checks`.
 import importlib
 import json
 import os
-import sys
 import time
 import traceback
 from pathlib import Path
 
+from mg.config import cli
+
 checks = importlib.import_module(os.environ.get("MG_TEST_CHECKS", "checks"))
 
 
-def main(folder: Path, wanted: list[str]) -> None:
+def main(argv: list[str]) -> None:
+    folder, wanted = Path(argv[0]), argv[1:]
     os.environ["MG_TEST_FOLDER"] = str(folder)
     (folder / f"pid-{os.getpid()}").write_text(str(os.getpid()))
     from mg import device
@@ -44,4 +46,4 @@ def main(folder: Path, wanted: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    cli.run(main)

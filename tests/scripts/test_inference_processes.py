@@ -52,7 +52,7 @@ def test_two_processes_write_what_one_writes(run, together, args, tmp_path):
     alone = run("inference.py", *args, "--output_path", tmp_path / "one")
     assert alone.code == 0, alone.err
     result, log = together(*args, "--output_path", tmp_path / "two")
-    assert result.code == 0, result.err + log
+    assert result.code == 0, result.out + result.err + log
     report, files = contents(tmp_path / "two")
     expected, wanted = contents(tmp_path / "one")
     assert [row["file"] for row in report["videos"]] == ["a.mp4", "b.mp4", "c.mp4"]
