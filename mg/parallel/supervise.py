@@ -2,10 +2,10 @@
 
 import signal
 import subprocess
-import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from mg.config.supervise import SuperviseConfig
 from mg.errors import EXIT_RESTART, NoGoodClip, NumericalAbort, UserError
@@ -15,6 +15,9 @@ FINAL = (0, UserError.exit_code, NumericalAbort.exit_code, NoGoodClip.exit_code)
 """Exit codes after which the same command would end the same way: complete, a mistake, NaN, bad videos."""
 MOST_SECONDS = 600.0
 """No pause is longer."""
+_LOOK_SECONDS = 0.1
+"""Between two looks for signals. Nothing waits longer at a stretch: a signal that comes just before the process goes to
+sleep does not wake it."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -41,11 +44,11 @@ class _Supervisor:
     def __init__(self, config: SuperviseConfig, command: Sequence[str]) -> None:
         self._config, self._command = config, list(command)
         self._folder = Path(config.run_folder or _output_path(command))
-        self._process: subprocess.Popen | None = None
-        self._told = threading.Event()
+        self._came: list[int] = []
+        """Signals to this process, all of them."""
 
     def run(self) -> int:
-        before = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
+        before = {number: signal.signal(number, lambda number, frame: self._came.append(number)) for number in _SIGNALS}
         try:
             return self._run()
         finally:
@@ -58,7 +61,7 @@ class _Supervisor:
             step = newest_step(self._folder)
             code = self._once()
             reached = newest_step(self._folder)
-            if code in FINAL or self._told.is_set():
+            if code in FINAL or self._came:
                 return code
             failures = 0 if reached > step else failures + 1
             said = f"exit code {code}, newest checkpoint of step {reached}" if reached >= 0 else f"exit code {code}"
@@ -67,7 +70,10 @@ class _Supervisor:
                 return code
             pause = self._pause(code, failures)
             get_logger().warning(f"{said}: started again in {pause:g} s")
-            if self._told.wait(pause):
+            end = time.monotonic() + pause
+            while (left := end - time.monotonic()) > 0 and not self._came:
+                time.sleep(min(left, _LOOK_SECONDS))
+            if self._came:
                 return code
 
     def _pause(self, code: int, failures: int) -> float:
@@ -77,19 +83,18 @@ class _Supervisor:
 
     def _once(self) -> int:
         try:
-            # In a session of its own: Ctrl-C in a terminal comes through `_pass_on`, once.
-            self._process = subprocess.Popen(self._command, start_new_session=True)
+            # In a session of its own: Ctrl-C in a terminal comes through `_came`, once.
+            process = subprocess.Popen(self._command, start_new_session=True)
         except OSError as error:
             raise UserError(f"{self._command[0]}: cannot be started ({error.strerror}); check the command") from error
-        if self._told.is_set():  # the signal came before there was anyone to pass it on to
-            self._process.terminate()
-        code = self._process.wait()
+        passed_on = 0
+        while (code := process.poll()) is None:
+            for number in self._came[passed_on:]:
+                process.send_signal(number)
+                passed_on += 1
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_SECONDS)
         return 128 - code if code < 0 else code
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._told.set()
-        if self._process is not None:
-            self._process.send_signal(number)
 
 
 def _output_path(command: Sequence[str]) -> str:

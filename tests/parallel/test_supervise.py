@@ -1,10 +1,14 @@
 """A command is started again as long as it gets on, and not when that would help nobody."""
 
+import ctypes
+import operator
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -67,7 +71,8 @@ def test_a_signal_is_passed_on_and_is_the_end(tmp_path, root, number):
         "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):\n"
         "    signal.signal(number, lambda number, frame: (Path(sys.argv[1], str(number)).touch(), sys.exit(75)))\n"
         "Path(sys.argv[1], 'ready').touch()\n"
-        "time.sleep(60)\n"
+        "while True:\n"  # one long sleep would not be woken by a signal that came just before it
+        "    time.sleep(0.1)\n"
     )
     command = [sys.executable, root / "scripts/supervise.py", "--run_folder", tmp_path, "--", sys.executable, "-c",
                program, tmp_path]  # fmt: skip
@@ -78,6 +83,34 @@ def test_a_signal_is_passed_on_and_is_the_end(tmp_path, root, number):
     process.send_signal(number)
     assert process.wait(timeout=30) == 75
     assert (tmp_path / str(int(number))).exists()
+
+
+def test_a_signal_that_comes_just_before_a_wait_is_passed_on(tmp_path, monkeypatch):
+    """Python notes it and calls the handler at the next instruction, which comes after the wait."""
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout=None):
+            if not (tmp_path / "sent").exists():
+                (tmp_path / "sent").touch()
+                raised = partial(ctypes.PyDLL(None)["raise"], signal.SIGTERM)
+                slept = partial(time.sleep, 20 if timeout is None else timeout)
+                list(map(operator.call, (raised, slept)))  # no instruction of Python's between the two
+            return super().wait(timeout)
+
+    monkeypatch.setattr(room.subprocess, "Popen", Process)
+    start = time.monotonic()
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert supervise(SuperviseConfig(run_folder=str(tmp_path)), command) == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 15
+
+
+def test_a_signal_ends_a_pause(tmp_path):
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    start = time.monotonic()
+    assert run(tmp_path, "1,0", pause_seconds=60) == (1, 1)
+    timer.join()
+    assert time.monotonic() - start < 30
 
 
 def test_progress_is_the_newest_committed_checkpoint(tmp_path):
