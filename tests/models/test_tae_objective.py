@@ -86,7 +86,7 @@ def test_a_padded_batch_is_the_mean_over_the_clips_valid_frames(pynative, given,
     for row, frames in enumerate((5, 3)):
         batch, outputs = row_of(given, row, frames)
         parts.append(values_of(TaeLoss(Free(*outputs), **options), batch))
-    for name in ("rec", "kl", "perceptual", "adversarial"):
+    for name in ("rec", "kl", "outlier", "perceptual", "adversarial"):
         assert whole[name] == pytest.approx((5 * parts[0][name] + 3 * parts[1][name]) / 8, rel=1e-4), name
     assert whole["weight"] == 8
     want = whole["rec"] + 1e-6 * whole["kl"] + whole["outlier"] + whole["perceptual"] + 0.1 * whole["adversarial"]

@@ -208,7 +208,9 @@ class TaeLoss(nn.Cell):
         kl = kl_per_pixel(mean, logvar, latent_mask, c * h * w, frames)
         loss, terms = pixels + self.kl_weight * kl, (rec, kl)
         if self.outlier_weight:
-            outlier = masked_mean(outlier_penalty(z, self.outlier_r), latent_mask)
+            # A clip counts as much as it has frames, not latents: accumulated batches are weighted by frames.
+            each = (outlier_penalty(z, self.outlier_r) * latent_mask).sum(1) / mint.clamp(latent_mask.sum(1), 1.0, None)
+            outlier = weighted_mean(each, mask.sum(1))
             loss, terms = loss + self.outlier_weight * outlier, (*terms, outlier)
         if self.perceptual is not None:
             terms = (*terms, perceptual)
