@@ -38,4 +38,6 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@# Without torchvision, which would replace the CPU build of torch; the tests bring what it takes from there.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps lpips==0.1.4
 	touch $@

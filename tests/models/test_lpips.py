@@ -1,4 +1,8 @@
-"""LPIPS equals one written in plain PyTorch from the paper's definition, under the same random weights."""
+"""LPIPS equals the package `lpips`, and one written from the paper's definition, under the same random weights."""
+
+import importlib
+import sys
+import types
 
 import mindspore as ms
 import numpy as np
@@ -70,6 +74,48 @@ def test_distance_and_gradient_equal_pytorchs_in_graph_mode(path, tensors):
     np.testing.assert_allclose(gradient, x.grad.numpy(), atol=2e-4 * x.grad.abs().max().item())
 
 
+LAYERS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+"""Convolutions among torchvision's vgg16().features."""
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """The package, whose VGG-16 is put together here in place of torchvision's, which is not installed."""
+    layers, before = [], 3
+    for depth, group in enumerate(CHANNELS):
+        layers += [torch.nn.MaxPool2d(2, 2)] if depth else []
+        for channels in group:
+            layers += [torch.nn.Conv2d(before, channels, 3, padding=1), torch.nn.ReLU(inplace=True)]
+            before = channels
+    network = types.SimpleNamespace(features=torch.nn.Sequential(*layers))
+    models = types.ModuleType("torchvision.models")
+    models.vgg16 = lambda pretrained: network
+    torchvision = types.ModuleType("torchvision")
+    torchvision.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    return importlib.import_module("lpips").LPIPS(pretrained=False, net="vgg", verbose=False), network.features
+
+
+def test_distance_equals_that_of_the_package_with_its_own_names(package, tensors, pynative, tmp_path):
+    peer, features = package
+    with torch.no_grad():
+        for number, layer in enumerate(LAYERS):
+            features[layer].weight.copy_(torch.tensor(tensors[f"convs.{number}.weight"]))
+            features[layer].bias.copy_(torch.tensor(tensors[f"convs.{number}.bias"]))
+        for tap in range(5):
+            peer.lins[tap].model[1].weight.copy_(torch.tensor(tensors[f"lin.{tap}"]).view(1, -1, 1, 1))
+    vgg = {f"features.{name}": value.numpy() for name, value in features.state_dict().items()}
+    lin = {name: value.numpy() for name, value in peer.state_dict().items() if name.startswith("lin")}
+    write_weights(tmp_path / "public.safetensors", from_public(vgg, lin))
+    network = from_weights(tmp_path / "public.safetensors")
+    a, b = pictures(2, 32, 40)
+    with torch.no_grad():
+        want = peer(torch.tensor(a), torch.tensor(b)).numpy().ravel()
+    np.testing.assert_allclose(network(Tensor(a), Tensor(b)).asnumpy(), want, rtol=1e-4)
+    assert want[0] != pytest.approx(want[1], rel=1e-3)
+
+
 def _run(network, a, b):
     class Total(nn.Cell):
         def __init__(self):
@@ -118,9 +164,8 @@ def test_weights_that_do_not_fit_are_named(tensors, tmp_path):
 
 
 def test_public_names_are_those_of_torchvision_and_lpips(tensors):
-    layers = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]  # of torchvision's vgg16().features
     kinds = ("weight", "bias")
-    vgg = {f"features.{n}.{kind}": tensors[f"convs.{i}.{kind}"] for i, n in enumerate(layers) for kind in kinds}
+    vgg = {f"features.{n}.{kind}": tensors[f"convs.{i}.{kind}"] for i, n in enumerate(LAYERS) for kind in kinds}
     vgg["classifier.0.weight"] = np.zeros((2, 2), np.float32)
     lin = {f"lin{i}.model.1.weight": tensors[f"lin.{i}"].reshape(1, -1, 1, 1) for i in range(5)}
     made = from_public(vgg, lin)
