@@ -19,9 +19,11 @@ from mg.parallel.launch import environment, launch, worker_environment
 from mg.parallel.processes import Process
 
 DRIVER = """
-import json, sys
+import json, os, signal, sys
 from mg.config.launch import LaunchConfig
 from mg.parallel.launch import launch
+# Tests that run under nohup would pass on that the signal is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "TEST_NOHUP" in os.environ else signal.SIG_DFL)
 config = LaunchConfig(**json.loads(sys.argv[1]))
 sys.exit(launch(config, sys.argv[2:], scheduler=[sys.executable, "-c", "import time; time.sleep(600)"]))
 """
@@ -191,6 +193,17 @@ def test_signals_reach_the_workers_which_end_in_their_own_way(tmp_path, number, 
     assert out == f"saved after {seen}\n" == run.log(1)
     assert run.record()["reason"] == f"stopped by {number.name}"
     assert run.seconds < LIMIT and not run.left()
+
+
+def test_under_nohup_the_end_of_the_terminal_is_not_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_NOHUP", "1")
+    run = Launcher(tmp_path, "ready()\nrest()")
+    run.until_ready()
+    run.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    run.process.terminate()
+    code, _, err = run.wait()
+    assert code == 128 + signal.SIGTERM and "SIGTERM, passed on" in err and "SIGHUP" not in err
 
 
 def test_sigusr1_is_passed_on_and_does_not_end_the_run(tmp_path):
