@@ -57,8 +57,8 @@ def write_plans(path: str | Path, plans: Mapping[str, ItemPlan]) -> None:
     Raises:
         UserError: a disk that refuses.
     """
-    text = json.dumps({name: _packed(plan) for name, plan in plans.items()})
-    write_text(path, json.dumps({"format": _FORMAT, "crc32": zlib.crc32(text.encode()), "plans": text}) + "\n")
+    packed = {name: _packed(plan) for name, plan in plans.items()}
+    write_text(path, json.dumps({"format": _FORMAT, "crc32": _checksum(packed), "plans": packed}) + "\n")
 
 
 def read_plans(path: str | Path) -> dict[str, ItemPlan]:
@@ -70,13 +70,17 @@ def read_plans(path: str | Path) -> dict[str, ItemPlan]:
     remedy = "delete it, and the items are looked at anew: those that are unusable now are then left out of the run"
     try:
         said = json.loads(Path(path).read_text("utf-8"))
-        if said["format"] != _FORMAT or zlib.crc32(said["plans"].encode()) != said["crc32"]:
+        if said["format"] != _FORMAT or _checksum(said["plans"]) != said["crc32"]:
             raise ValueError("another format, or changed")
-        return {name: _unpacked(values) for name, values in json.loads(said["plans"]).items()}
+        return {name: _unpacked(values) for name, values in said["plans"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+
+
+def _checksum(plans: object) -> int:
+    return zlib.crc32(json.dumps(plans).encode())
 
 
 def _packed(plan: ItemPlan) -> dict[str, object]:
