@@ -1,6 +1,7 @@
 """Decode and shrink the videos and pictures of a list once, into a few large files that trainings read fast.
 
-Use it with scripts/train_tae.py --data.chunks FOLDER and the same list. Broken off, the same command goes on.
+Use it with scripts/train_tae.py --data.chunks FOLDER and the same list. Broken off, the same command goes on. Run
+again, it compares what is there with its checksums and with the files, and mends it.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, UInt8
 from safetensors.numpy import save
 
 from mg.dataset.check import file_hash
@@ -24,6 +25,7 @@ from mg.dataset.transforms import shrink_short_side
 from mg.dataset.video import read_image, read_whole
 from mg.errors import BadClip, NoGoodClip, UserError
 from mg.files import write_bytes, write_json
+from mg.log import get_logger
 
 INDEX = "index.json"
 _FORMAT = "mg.clip_chunks.1"
@@ -71,6 +73,9 @@ class _Decoded:
 class ChunkWriter:
     """Writes a list of clips into shards; broken off, it goes on where it stopped and ends with the same bytes.
 
+    Shards that are there are read through first. One that is damaged, or that lacks a clip which was bad and has been
+    mended, is made anew, and those behind it as far as their clips move.
+
     Args:
         folder: where the shards go.
         items: the clips; equal names are written once.
@@ -116,35 +121,56 @@ class ChunkWriter:
     def _shards(self, progress: Callable[[int], None]) -> Iterator[tuple[int, list[Entry]]]:
         """Yield number and entries of every shard, written before or now."""
         position = number = 0
+        found = self._found(number, position)
         while position < len(self._items):
-            found = self._found(number, position)
-            made = iter([found]) if found else self._build(position, number)
-            for clips in made:
+            for clips in [found] if found else self._build(position, number):
                 yield number, clips
                 position += len(clips)
                 number += 1
                 progress(position)
-                if not found and self._found(number, position):
+                found = self._found(number, position)
+                if found:
                     break  # what follows is there already
 
     def _found(self, number: int, position: int) -> list[Entry] | None:
-        """Return the entries of a shard that is there already."""
+        """Return the entries of a shard that is there already; None: it is to be made, or made anew."""
         path = _shard_path(self._folder, number)
-        if not path.exists():
+        if position == len(self._items) or not path.exists():
             return None
         try:
-            said = json.loads(_layout(path)[1]["mg.chunk"])
+            places, texts = _layout(path)
+            said = json.loads(texts["mg.chunk"])
             entries = [_entry(values) for values in said["clips"]]
-        except (ValueError, KeyError, TypeError, OSError):  # damaged: made anew
+            first = entries[0].number
+            known = [item.name for item in self._items[first : first + len(entries)]]
+        except (ValueError, KeyError, TypeError, IndexError, OSError):  # damaged
             return None
-        known = self._items[position : position + len(entries)]
-        same = [entry.name for entry in entries] == [item.name for item in known]
+        same = [entry.name for entry in entries] == known
         if {name: said.get(name) for name in self._settings} != self._settings or not same:
             raise UserError(f"{path} is of another list or was made with other settings; choose another folder")
-        for item, entry in zip(known, entries, strict=True):
-            if entry.source and item.path.exists() and item.path.stat().st_size != entry.source[0]:
-                raise UserError(f"{item.path} has changed since {path} was written; delete that, or the whole folder")
-        return entries
+        if first != position:  # a clip of an earlier shard is longer or shorter by now: those behind it have moved
+            return None
+        data = np.memmap(path, np.uint8, "r")
+        faults = in_order(lambda entry: self._fault(path, entry, data, places), entries, self._workers)
+        why = next(filter(None, faults), None)
+        if why is not None:
+            get_logger().warning("%s is made anew: %s", path, why)
+        return entries if why is None else None
+
+    def _fault(self, path: Path, entry: Entry, data: np.ndarray, places: Mapping[str, tuple[int, int]]) -> str | None:
+        """Return why a clip's shard must be made anew; raises UserError if the clip's file is another one by now."""
+        item = self._items[entry.number]
+        if entry.reason is not None:
+            mended = self._decode(entry.number).entry.reason is None
+            return f"{entry.name} was bad ({entry.reason}) and is not any more" if mended else None
+        size, digest = entry.source
+        if item.path.exists() and (item.path.stat().st_size != size or file_hash(item.path) != digest):
+            raise UserError(f"{item.path} has changed since {path} was written; delete that, or the whole folder")
+        try:
+            sound = _checksum(*_arrays(entry, data, places)) == entry.crc32
+        except (KeyError, ValueError):
+            sound = False
+        return None if sound else f"the frames of {entry.name} in it are damaged"
 
     def _build(self, position: int, number: int) -> Iterator[list[Entry]]:
         """Decode from a clip on and yield the entries of each shard as it is written."""
@@ -271,14 +297,11 @@ class ChunkedClips:
         """Frames and times of a clip; its checksum is looked at the first time."""
         entry = self._entry(item)
         data, places = self._shard(entry.shard)
-        start, end = places[f"frames.{entry.number}"]
-        frames = data[start:end].reshape(entry.shape)  # (t, h, w, 3)
-        start, end = places[f"times.{entry.number}"]
-        times = np.frombuffer(data[start:end].tobytes(), np.float64)  # (t,)
+        frames, times = _arrays(entry, data, places)
         if entry.name not in self._sound:
             if _checksum(frames, times) != entry.crc32:
                 path = _shard_path(self._folder, entry.shard)
-                raise BadClip(item.path, f"its frames in {path} are damaged; delete that file and {_REMEDY}")
+                raise BadClip(item.path, f"its frames in {path} are damaged; {_REMEDY}")
             self._sound.add(entry.name)
         return frames, times
 
@@ -330,6 +353,16 @@ def _layout(path: Path) -> tuple[dict[str, tuple[int, int]], Mapping[str, str]]:
     if any(not 0 <= start <= end <= size for start, end in places.values()):
         raise ValueError("a tensor lies beyond its end")
     return places, texts
+
+
+def _arrays(
+    entry: Entry, data: np.ndarray, places: Mapping[str, tuple[int, int]]
+) -> tuple[UInt8[np.ndarray, "t h w 3"], Float64[np.ndarray, "t"]]:
+    """Return frames and times of a clip out of the bytes of its shard; the frames are a view."""
+    start, end = places[f"frames.{entry.number}"]
+    frames = data[start:end].reshape(entry.shape)  # (t, h, w, 3)
+    start, end = places[f"times.{entry.number}"]
+    return frames, np.frombuffer(data[start:end].tobytes(), np.float64)
 
 
 def _shard_path(folder: Path, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,10 +164,77 @@ def test_damage_is_named_by_clip_and_shard_and_only_that_clip_is_lost(folder, ma
     data[(start + end) // 2] ^= 4
     path.write_bytes(data)
     (line,) = ChunkedClips(tmp_path, 24).damaged()
-    assert line.startswith(f"{entry.name}: its frames in {path} are damaged; delete that file")
+    assert line.startswith(f"{entry.name}: its frames in {path} are damaged; run tools/make_chunks.py again")
     source = ClipSource(scan_folder(folder), replace(SETTINGS, chunks=str(tmp_path)))
     names = {name for index in range(30) for name in source.batch(index)["ids"]}
     assert entry.name not in names and len(names) == 8 and str(path) in source.bad[str(folder / entry.name)]
+
+
+def copied(made, target):
+    for name, data in content(made).items():
+        (target / name).write_bytes(data)
+    return target
+
+
+def test_flipped_bits_are_found_when_the_job_goes_on_and_that_shard_alone_is_made_anew(
+    folder, made, tmp_path, monkeypatch, caplog
+):
+    copied(made, tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+    written, real = [], room.write_bytes
+    monkeypatch.setattr(room, "write_bytes", lambda path, data: written.append(path.name) or real(path, data))
+    make(folder, tmp_path).write()
+    assert written == [path.name] and content(tmp_path) == content(made)
+    assert f"{path} is made anew: the frames of " in caplog.text
+
+
+@pytest.mark.parametrize("size", ["same", "other"])
+def test_a_file_that_has_changed_is_named_and_its_shard_can_be_made_anew(folder, tmp_path, size):
+    videos = tmp_path / "videos"
+    shutil.copytree(folder, videos)
+    make(videos, tmp_path / "c").write()
+    first = ChunkedClips(tmp_path / "c", 24).entries["3.mp4"]
+    image = np.random.default_rng(1).integers(0, 255, (40, 50, 3), np.uint8)
+    if size == "same":  # the bytes of another video of this size: one bit, in what follows the frames
+        changed = bytearray((videos / "3.mp4").read_bytes())
+        changed[-1] ^= 1
+        (videos / "3.mp4").write_bytes(changed)
+    else:
+        write_video(videos / "3.mp4", image[None].repeat(3, 0), 24)
+    shard = tmp_path / "c" / f"shard-{first.shard:05d}.safetensors"
+    with pytest.raises(UserError, match=f"3.mp4 has changed since {shard} was written; delete that"):
+        make(videos, tmp_path / "c").write()
+    shard.unlink()
+    entries = make(videos, tmp_path / "c").write()
+    assert entries[[entry.name for entry in entries].index("3.mp4")].source != first.source
+    reader = ChunkedClips(tmp_path / "c", 24)
+    assert list(reader.damaged()) == []
+    for item in scan_folder(videos):
+        if reader.entries[item.name].reason is None:
+            stored = reader.read(item, range(reader.entries[item.name].shape[0]))
+            np.testing.assert_array_equal(stored, read_video(item.path, short_side=24))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_is_tried_again_and_taken_once_it_is_mended(folder, tmp_path, workers, monkeypatch, caplog):
+    videos = tmp_path / "videos"
+    shutil.copytree(folder, videos)
+    make(videos, tmp_path / "c", workers=workers).write()
+    written, real = [], room.write_bytes
+    monkeypatch.setattr(room, "write_bytes", lambda path, data: written.append(path.name) or real(path, data))
+    (videos / "4x.mp4").write_text("still no video")
+    make(videos, tmp_path / "c", workers=workers).write()
+    assert not written
+    (videos / "4x.mp4").write_bytes((folder / "1.mp4").read_bytes())  # fits where the bad one stood
+    (videos / "5x.mp4").write_bytes((folder / "3.mp4").read_bytes())  # moves what is behind it
+    entries = make(videos, tmp_path / "c", workers=workers).write()
+    assert [entry.name for entry in entries if entry.reason] == ["q.png"]
+    assert "4x.mp4 was bad (is not a video file" in caplog.text
+    make(videos, tmp_path / "fresh").write()
+    assert content(tmp_path / "c") == content(tmp_path / "fresh")
 
 
 def test_limits_hold_for_chunks_as_for_files(folder, made):

@@ -2,9 +2,15 @@
 
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mg.config.clips import ClipSettings
+from mg.dataset.clips import ClipSource
+from mg.dataset.headers import Header
+from mg.dataset.manifest import Item
 from mg.dataset.prefetch import Prefetcher
 from mg.errors import NoGoodClip, UserError
 
@@ -24,6 +30,41 @@ def test_the_order_does_not_depend_on_the_workers(workers):
     assert [batch["ids"][0] for batch in batches] == list(range(5, 25))
     threads = {batch["thread"] for batch in batches}
     assert threads == {threading.current_thread().name} if workers == 0 else len(threads) == workers
+
+
+class Slow:
+    """A `FrameReader` whose decoding takes 30 ms and no core: what threads gain does not depend on the machine."""
+
+    def check(self, item):
+        pass
+
+    def header(self, item):
+        return Header(6, 8, 8, 0.25)
+
+    def times(self, item):
+        return [n / 24 for n in range(6)]
+
+    def fps(self, item):
+        return 24.0
+
+    def read(self, item, indices):
+        time.sleep(0.03)
+        return np.random.default_rng(item.row).integers(0, 256, (6, 8, 8, 3), np.uint8)[np.asarray(indices)]
+
+
+def test_four_threads_give_twice_the_clips_where_decoding_is_the_limit():
+    items = [Item(Path(f"{n}.mp4"), f"{n}.mp4", None, n + 1) for n in range(7)]
+    seconds, batches = {}, {}
+    for workers in (0, 4):
+        source = ClipSource(items, ClipSettings(size=(8, 8), num_frames=4, batch_size=2, seed=3), reader=Slow())
+        began = time.perf_counter()
+        with Prefetcher(source, depth=8, workers=workers) as ahead:
+            batches[workers] = [next(ahead) for _ in range(16)]
+            seconds[workers] = time.perf_counter() - began
+    assert seconds[0] >= 2 * seconds[4], seconds  # 16 batches of 60 ms, four at a time: a quarter and a little more
+    for one, other in zip(batches[0], batches[4], strict=True):
+        assert one["ids"] == other["ids"]
+        assert all(one[name].tobytes() == other[name].tobytes() for name in ("video", "mask", "fps"))
 
 
 def test_without_workers_nothing_is_built_before_it_is_asked_for():
