@@ -21,7 +21,7 @@ from mg.trainers.learner import Learner
 from mg.trainers.pace import Pace
 from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
-from mg.trainers.runlog import RunLog
+from mg.trainers.runlog import RANKS, RunLog
 from mg.trainers.schedule import learning_rate
 from mg.trainers.sources import (
     OPTIONS,
@@ -367,7 +367,7 @@ def records_folder(output_path: str | Path, mesh: Mesh | None) -> Path:
     """Return where a process keeps its records: the run's own folder, or ranks/N in it, if N does not lead."""
     if mesh is None or mesh.leads:
         return Path(output_path)
-    return writable_folder(Path(output_path) / "ranks" / str(mesh.rank), "--output_path")
+    return writable_folder(Path(output_path) / RANKS / str(mesh.rank), "--output_path")
 
 
 def _opposing(network: nn.Cell, opponents: Sequence[Player], common: Mapping[str, bool | Mesh | None]) -> list[Learner]:

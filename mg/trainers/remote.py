@@ -14,15 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.errors import UserError
 from mg.files import write_bytes
 from mg.log import get_logger
 from mg.trainers.checkpoint import FOLDER, MANIFEST, Checkpoint, fault, load, step_folder, temporary_of
-from mg.trainers.runlog import LINES, STEPWISE
+from mg.trainers.runlog import LINES, RANKS, STEPWISE
 from mg.trainers.sinks import WANDB_RECORD
 
 _BLOCK = 1 << 22
-LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml")
+RECORDS = (BAD_VIDEOS,)
+"""What later batches depend on beside the data; processes that do not lead may have their own."""
+
+LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml", *RECORDS)
 """What a run writes about itself and needs to go on writing elsewhere; copied beside the checkpoints."""
 
 
@@ -110,10 +114,10 @@ class RemoteFolder:
 
     def push_logs(self, folder: Path) -> None:
         """Copy the logs of a run, over those copied before."""
-        for path in (folder / name for name in LOGS):
-            if path.is_file():
-                self._fs.makedirs(self._path, exist_ok=True)
-                self._fs.pipe_file(f"{self._path}/{path.name}", path.read_bytes())
+        for path in logs_in(folder, LOGS):
+            target = f"{self._path}/{path.relative_to(folder).as_posix()}"
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(target, path.read_bytes())
 
     def prune(self, kept: Callable[[list[int]], Collection[int]]) -> None:
         """Delete the checkpoints that `kept` leaves out of the steps there, the manifest of each first."""
@@ -171,8 +175,13 @@ class RemoteFolder:
         return None
 
     def fetch_logs(self, output: Path, names: Collection[str] = LOGS) -> None:
-        """Copy the logs that are there to a local run's folder, over its own."""
-        for name in names:
+        """Copy the logs that are there to a local run's folder, over its own, with the records of all processes."""
+        try:
+            ranks = [path.rstrip("/").rpartition("/")[2] for path in self._fs.ls(f"{self._path}/{RANKS}", detail=False)]
+        except FileNotFoundError:
+            ranks = []
+        others = [f"{RANKS}/{rank}/{name}" for rank in ranks if rank.isdecimal() for name in RECORDS]
+        for name in (*names, *others):
             if self._info(f"{self._path}/{name}") is not None:
                 write_bytes(output / name, self._fs.cat_file(f"{self._path}/{name}"))
 
@@ -200,6 +209,13 @@ class RemoteFolder:
                 found, length = zlib.crc32(block, found), length + len(block)
         if (length, found) != (size, crc):
             raise OSError(f"{path}: read back {length} bytes with CRC {found:08x}, written {size} with {crc:08x}")
+
+
+def logs_in(folder: Path, names: Collection[str]) -> list[Path]:
+    """Return the files of these names that a local run's folder has, and the records of all its processes."""
+    paths = [folder / name for name in names]
+    paths += [path for name in RECORDS for path in sorted(folder.glob(f"{RANKS}/*/{name}"))]
+    return [path for path in paths if path.is_file()]
 
 
 def split_step(place: str) -> tuple[str, int | None]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
-from mg.files import write_text
+from mg.files import write_bytes
 from mg.log import get_logger
 from mg.trainers import checkpoint
 from mg.trainers.checkpoint import Checkpoint
-from mg.trainers.remote import Outcome, RemoteFolder, is_url, split_step
+from mg.trainers.remote import RECORDS, Outcome, RemoteFolder, is_url, logs_in, split_step
 from mg.trainers.runlog import STEPWISE
 from mg.trainers.stored import StoredTensors
 
@@ -193,7 +193,7 @@ def _short(value: object) -> str:
 
 
 def _other(place: str, output: Path, check: Check) -> Checkpoint:
-    names = [f"{name}.jsonl" for name in STEPWISE]
+    names = [*(f"{name}.jsonl" for name in STEPWISE), *RECORDS]
     if is_url(place):
         run, _ = split_step(place)
         found = _fetched(place, "train.resume_from", output)
@@ -206,9 +206,8 @@ def _other(place: str, output: Path, check: Check) -> Checkpoint:
         return checkpoint.adopt(found)
     found = open_local(place, "train.resume_from")
     check(found, str(found.folder))
-    for log in (found.folder.parent / name for name in names):
-        if log.is_file():
-            write_text(output / log.name, log.read_text("utf-8", errors="replace"))
+    for log in logs_in(found.folder.parent, names):
+        write_bytes(output / log.relative_to(found.folder.parent), log.read_bytes())
     return found
 
 

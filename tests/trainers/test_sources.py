@@ -1,5 +1,6 @@
 """Where a run begins: own checkpoints, remote copies, another run's checkpoint or weights."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -15,7 +16,9 @@ from trainer_toy import ToyLoss, ToyNet, ToySource, toy_config, toy_trainer
 import mg.device
 from mg.config.guard import LossScaleConfig, SpikeConfig
 from mg.config.trainer import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainerConfig
-from mg.errors import UserError
+from mg.dataset.quarantine import Quarantine
+from mg.errors import BadClip, UserError
+from mg.files import write_bytes
 from mg.trainers import Trainer, checkpoint, mirror
 from mg.trainers.remote import RemoteFolder
 from mg.trainers.sources import changes, check_changes, free_changes
@@ -153,6 +156,53 @@ def test_logs_of_another_run_that_cannot_be_read_are_not_done_without(straight, 
     Flaky.unreadable = None
     toy(tmp_path / "second", 10, resume_from="flaky://run").fit()
     equal_to(straight, tmp_path / "second")
+
+
+class Failing:
+    """Files 0 to 2 in turn; the one of a failure is left out from then on, and another takes its place."""
+
+    def __init__(self, bad_list, failures=()):
+        self.quarantine, self.failures = Quarantine(3, 1.0, bad_list), failures
+
+    def __call__(self, start):
+        self.quarantine.reload()
+        return map(self.batch_of, itertools.count(start))
+
+    def batch_of(self, index):
+        name = str(index % 3)
+        if index in self.failures:
+            self.quarantine.add(BadClip(name, "cannot be read just now"))
+        return ToySource().batch(index + 1000 * (name in self.quarantine.reasons))
+
+
+@pytest.mark.parametrize("kind", ["remote", "url", "path"])
+def test_what_was_found_bad_is_left_out_wherever_the_run_goes_on(tmp_path, kind):
+    """A file that could not be read for once: the batches from there on depend on it."""
+
+    def run(folder, steps, failures=(), **changes):
+        source = Failing(tmp_path / folder / "bad_videos.jsonl", failures)
+        toy(tmp_path / folder, steps, source=source, **changes).fit()
+
+    run("straight", 10, failures=(7,))
+    run("first", 6, failures=(7,), remote="memory://run")
+    place = str(tmp_path / "first") if kind == "path" else "memory://run"
+    run("second", 10, **({"remote": place} if kind == "remote" else {"resume_from": place}))
+    equal_to(tmp_path / "straight", tmp_path / "second")
+    run("never", 10)
+    assert rows(tmp_path / "never")[-1] != rows(tmp_path / "second")[-1]
+
+
+def test_the_records_of_all_processes_are_copied(tmp_path):
+    files = {"bad_videos.jsonl": b"0", "ranks/1/bad_videos.jsonl": b"1", "ranks/12/bad_videos.jsonl": b"12"}
+    for name, data in files.items():
+        write_bytes(tmp_path / "here" / name, data)
+    (tmp_path / "here" / "ranks" / "2").mkdir()
+    (tmp_path / "here" / "ranks" / "1" / "metrics.jsonl").write_text("of that process alone")
+    remote = RemoteFolder("memory://run", "train.remote")
+    remote.push_logs(tmp_path / "here")
+    remote.fetch_logs(tmp_path / "back")
+    found = (path for path in (tmp_path / "back").rglob("*") if path.is_file())
+    assert {str(path.relative_to(tmp_path / "back")): path.read_bytes() for path in found} == files
 
 
 @pytest.mark.parametrize("kind", ["remote", "url", "path"])
