@@ -1,6 +1,6 @@
 """Training batches of the transformer, each a pure function of (seed, index): latents, texts, noise, noise levels."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import floor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mg import rng
 from mg.config.generation import GenerationSettings
 from mg.dataset.buckets import nearest_frames
 from mg.dataset.epochs import Epochs
+from mg.dataset.item_plan import ItemPlan, lists_mark
 from mg.dataset.latent_sources import LatentFolder, LatentSource, Shape, usable
 from mg.dataset.manifest import Item
 from mg.dataset.prompt_dropout import drop_mask
@@ -38,6 +39,9 @@ class GenerationSource:
     Several lists are mixed by weight: within the videos, and within the pictures, each list has its share of the
     samples, exact over any hundred batches, and its own items are used equally often.
 
+    Which items are used, and in which batches, is decided once. An item that has become unreadable since is named in
+    the log and replaced by another of its bucket and list: which one depends on the seed and the sample alone.
+
     Args:
         items: with captions; a list, or several by name.
         settings: what is drawn how.
@@ -45,8 +49,12 @@ class GenerationSource:
         texts: encoder -> where its embeddings come from; None for the folders of the settings.
         weights: name of a list -> share of the samples, of any sum; needed for several lists.
         bad_list: file that bad items are listed in, see `Quarantine`; None: only `quarantine` knows them.
+        plan: what an earlier source of the same lists has decided; of others it is passed over. None: what is usable
+            now is used.
+        replaces: put others in the place of items that have become unreadable; otherwise `batch` raises NoGoodClip.
 
     Attributes:
+        plan: what is decided here; a source that is given it has the same batches.
         latents: see above.
         texts: see above, in the order of `KINDS`.
         quarantine: everything found unusable so far.
@@ -69,6 +77,8 @@ class GenerationSource:
         *,
         weights: Mapping[str, float] | None = None,
         bad_list: str | Path | None = None,
+        plan: ItemPlan | None = None,
+        replaces: bool = True,
     ) -> None:
         sets = items if isinstance(items, Mapping) else {"": items}
         if weights is None and len(sets) > 1:
@@ -80,7 +90,7 @@ class GenerationSource:
                 raise UserError("tae_latent_folder is missing: name the folder that scripts/inference_tae.py wrote")
             latents = LatentFolder(settings.tae_latent_folder, settings.in_memory)
         texts = open_texts(settings) if texts is None else texts
-        self.settings, self.latents = settings, latents
+        self.settings, self.latents, self._replaces = settings, latents, replaces
         self.texts = {kind: texts[kind] for kind in KINDS if kind in texts}
         self.online = latents.online or any(source.online for source in self.texts.values())
         self.weights = weights
@@ -88,35 +98,53 @@ class GenerationSource:
         self._items = [item for members in sets.values() for item in members]
         self._list_of = [name for name, members in sets.items() for _ in members]
         self.quarantine = Quarantine(len(self._items), settings.max_bad, bad_list)
-        self._shapes, faults = usable(self._items, latents)
-        self._keys = self._find_texts(faults)
+        self._keys, faults = self._look(sets.values(), plan)
         self._note(faults)
-        self._plan()
+        self._shapes = dict(self.plan.shapes)
+        self._sort()
         self._empty = self._empty_prompts()
         self.null_prompts = {kind: empty is not None for kind, empty in self._empty.items()}
         self._offset = float(rng.stream(settings.seed, "generation.images").random())
 
-    def _find_texts(self, faults: dict[int, BadClip]) -> dict[int, tuple[str, ...]]:
-        """Return the texts' keys of each item; items without text move to the faults."""
+    def _look(
+        self, lists: Iterable[Sequence[Item]], began: ItemPlan | None
+    ) -> tuple[dict[int, tuple[str, ...]], dict[int, BadClip]]:
+        """Decide which items are used; return the texts' keys of those that are usable now, and what is wrong."""
+        mark = lists_mark(lists)
+        shapes, faults = usable(self._items, self.latents)
+        if began is None or began.lists != mark:
+            keys = self._find_texts(shapes, faults)
+            self.plan = ItemPlan(mark, {number: shapes[number] for number in keys})
+            return keys, faults
+        self.plan = began
+        faults.update(began.changed(self._items, shapes))
+        if left := len(self._items) - len(began.shapes):
+            get_logger().info("%d files stay left out, which could not be used when the run began", left)
+        return self._find_texts(began.shapes, faults), faults
+
+    def _find_texts(self, shapes: Mapping[int, Shape], faults: dict[int, BadClip]) -> dict[int, tuple[str, ...]]:
+        """Return the texts' keys of each item without fault; those without text are added to the faults."""
         keys = {}
-        for number in list(self._shapes):
+        for number in sorted(shapes.keys() - faults.keys()):
             try:
-                item, fps = self._items[number], self._shapes[number].fps
+                item, fps = self._items[number], shapes[number].fps
                 keys[number] = tuple(source.key(item, fps) for source in self.texts.values())
             except BadClip as error:
                 faults[number] = error
-                del self._shapes[number]
         return keys
 
     def _note(self, faults: Mapping[int, BadClip]) -> None:
         """Log and count what is unusable; refuse a list with too much of it."""
         if faults and len(faults) == len(self._items):
             raise NoGoodClip(f"none of the {len(faults)} rows is usable; the first: {faults[min(faults)]}")
+        errors = [faults[number] for number in sorted(faults)]
         rows = {id(error): self._items[number].row for number, error in faults.items()}
-        errors = (error for _, error in sorted(faults.items()))
-        self.quarantine.add_all(errors, "left out", lambda error: f"row {rows[id(error)]}, {error}")
+        # Only what batches are planned with is asked for, by its name.
+        planned = {id(faults[number]): self._items[number].name for number in faults.keys() & self.plan.shapes.keys()}
+        tell, named = lambda error: f"row {rows[id(error)]}, {error}", lambda error: planned.get(id(error))
+        self.quarantine.add_all(errors, "left out", tell, named)
 
-    def _plan(self) -> None:
+    def _sort(self) -> None:
         """Sort the items into buckets, pictures apart."""
         settings, ratio = self.settings, self.settings.image_ratio
         images: dict[str, list[int]] = {}
@@ -222,7 +250,7 @@ class GenerationSource:
 
     @property
     def items(self) -> list[Item]:
-        """The items that are used."""
+        """The items that batches are planned with, also those that have become unreadable."""
         return [self._items[number] for number in sorted(self._shapes)]
 
     def size(self, index: int) -> int:
@@ -251,7 +279,7 @@ class GenerationSource:
             "bucket": frames x height x width in RGB frames and pixels.
 
         Raises:
-            NoGoodClip: nothing in the bucket is readable any more.
+            NoGoodClip: nothing in the bucket is readable any more, or one item is not and must not be replaced.
         """
         settings = self.settings
         group, numbers = self._numbers(index)
@@ -289,7 +317,7 @@ class GenerationSource:
     def _gather(
         self, index: int, group: str, numbers: Mapping[int, int]
     ) -> tuple[list[int], np.ndarray, np.ndarray, list[list[np.ndarray]]]:
-        """Read the items of a batch; for one that has become unreadable, another of its bucket and list."""
+        """Read the items of a batch, for an unreadable one the next candidate."""
         bucket = group.partition(_OF_LIST)[0]
         found, parts, texts = [], [], []
         for row, number in numbers.items():
@@ -322,7 +350,10 @@ class GenerationSource:
                     row[place] = embedding
 
     def _candidates(self, index: int, row: int, group: str, first: int) -> Iterator[int]:
+        """Yield an item and, where that may be replaced, all others of its bucket and list in an order of the row."""
         yield first
+        if not self._replaces:
+            return
         same = [number for number in self._groups[group] if number != first]
         for place in rng.stream(self.settings.seed, "generation.replace", index, row).permutation(len(same)):
             yield same[place]

@@ -95,10 +95,21 @@ class Quarantine:
         self._judge()
 
     def add_all(
-        self, errors: Iterable[BadClip], what: str, describe: Callable[[BadClip], object] = lambda error: error
+        self,
+        errors: Iterable[BadClip],
+        what: str,
+        describe: Callable[[BadClip], object] = lambda error: error,
+        name: Callable[[BadClip], str | None] = lambda error: None,
     ) -> None:
-        """Note files found bad at the start, with a line for the first of them and one for all; raises as `add`."""
-        new = [error for error in errors if self._note(error)]
+        """Note files found bad at the start, with a line for the first of them and one for all; raises as `add`.
+
+        Args:
+            errors: what is wrong with which files.
+            what: they are, for the line.
+            describe: returns what to log of one.
+            name: returns the name that `add` would be given.
+        """
+        new = [error for error in errors if self._note(error, name(error))]
         for error in new[:_TOLD]:
             get_logger().warning("skipping a bad clip: %s", describe(error))
         if new:
@@ -106,16 +117,17 @@ class Quarantine:
         self._judge()
 
     def _note(self, error: BadClip, name: str | None = None) -> bool:
+        """Take down a bad file, and each item that needs it; return whether the file was not known."""
         with self._lock:
-            if name is not None:
+            new = error.path not in self.reasons
+            self.reasons.setdefault(error.path, error.reason)
+            unnamed = name is not None and name not in self.names
+            if unnamed:
                 self.names.add(name)
-            if error.path in self.reasons:
-                return False
-            self.reasons[error.path] = error.reason
-            if self._path is not None:
+            if (new or unnamed) and self._path is not None:
                 named = {} if name is None else {"name": name}
                 self._append({"path": error.path, **named, "reason": error.reason})
-        return True
+        return new
 
     def _append(self, entry: dict[str, str]) -> None:
         start = "\n" if self._torn else ""

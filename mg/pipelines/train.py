@@ -178,9 +178,11 @@ def _batches(
         source = OwnRows(source, mesh.own)
 
     def batches(start: int) -> Iterator[dict]:
-        # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
+        # The trainer asks once it has resumed: a refused run does not replace the records of the one found there.
         write_text(records / CONFIG_RECORD, cli.dump(config))
         data.source.quarantine.reload()  # of the run that is resumed
+        if mesh is None or mesh.leads:
+            data.write_plans(Path(config.output_path))
         log_lists(data.source, start)
         workers = 0 if data.source.online else config.workers  # networks run in the main thread only
         return Prefetcher(source, start, config.prefetch, workers, partial(log_lists, data.source))

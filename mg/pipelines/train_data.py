@@ -15,6 +15,8 @@ from mg.config.train import TrainConfig
 from mg.dataset.buckets import parse_size
 from mg.dataset.cuts import Cut
 from mg.dataset.generation import GenerationSource
+from mg.dataset.item_plan import FILE_NAME as ITEM_PLANS
+from mg.dataset.item_plan import ItemPlan, read_plans, write_plans
 from mg.dataset.latent_sources import LatentFolder, LatentSource, OnlineLatents
 from mg.dataset.manifest import Item, read_lists, read_manifest
 from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
@@ -57,9 +59,21 @@ class TrainData:
         """Size of an embedding by encoder."""
         return {kind: text.width for kind, text in self.source.texts.items()}
 
+    def write_plans(self, folder: Path) -> None:
+        """Write which items are used into a run's folder, where `open_data` finds it when the run goes on.
+
+        Raises:
+            UserError: a disk that refuses.
+        """
+        plans = {"train": self.source.plan} | ({"valid": self.valid.plan} if self.valid else {})
+        if read_plans(folder / ITEM_PLANS) != plans:
+            write_plans(folder / ITEM_PLANS, plans)
+
 
 def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
     """Open the lists, the latents, the embeddings and what encodes missing ones.
+
+    The items used are those that the output folder's plans name, if they are of these lists.
 
     Args:
         config: of the run.
@@ -69,6 +83,7 @@ def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
         UserError: files or folders missing, damaged, or of models that do not belong together.
     """
     lists = _lists(config)
+    plans = read_plans(Path(config.output_path) / ITEM_PLANS)
     held = []
     if config.valid.csv_path is not None:
         try:
@@ -84,12 +99,14 @@ def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
         knows_rates(texts, config.data.fps)  # told now, not when the network is trained
         latents = _latents(config, config.data, tae)
         bad_list = (records or Path(config.output_path)) / BAD_VIDEOS
-        source = GenerationSource(lists, config.data, latents, texts, weights=config.mix, bad_list=bad_list)
+        source = GenerationSource(
+            lists, config.data, latents, texts, weights=config.mix, bad_list=bad_list, plan=plans.get("train")
+        )
     except (NoGoodClip, TooManyBadClips):  # with an exit code of their own
         raise
     except UserError as error:
         raise UserError(f"data.{error}") from error
-    valid = _validation(config, held, source, tae) if held else None
+    valid = _validation(config, held, source, tae, plans.get("valid")) if held else None
     data = TrainData(source, valid, tae)
     if tae is not None:
         _check_tae(data.made_by, record_of(tae).tae, config)
@@ -142,7 +159,11 @@ def _texts(config: TrainConfig, data: GenerationSettings) -> dict[str, TextSourc
 
 
 def _validation(
-    config: TrainConfig, items: Sequence[Item], source: GenerationSource, tae: TemporalAutoencoder | None
+    config: TrainConfig,
+    items: Sequence[Item],
+    source: GenerationSource,
+    tae: TemporalAutoencoder | None,
+    plan: ItemPlan | None,
 ) -> GenerationSource:
     """Open the validation's data and check that the models behind it are those of the training's."""
     valid, folders = config.valid, {**config.data.text.by_kind, **config.valid.text.by_kind}
@@ -158,7 +179,7 @@ def _validation(
         if settings.tae_latent_folder != config.data.tae_latent_folder:
             latents = LatentFolder(settings.tae_latent_folder, settings.in_memory, source.latents.record.tae or None)
         texts = source.texts if settings.text == config.data.text else _texts(config, settings)
-        found = GenerationSource(items, settings, latents, texts)
+        found = GenerationSource(items, settings, latents, texts, plan=plan, replaces=False)
     except UserError as error:
         raise UserError(f"valid.{error}") from error
     for kind, text in found.texts.items():
@@ -262,8 +283,10 @@ class KeptTokens:
 def validation_batches(source: GenerationSource, size: int, most: int | None) -> Callable[[], Iterator[Batch]]:
     """Return a function that gives each video once, in batches of up to `size` of one shape.
 
+    A video that has become unreadable is left out. The function raises NoGoodClip if all are.
+
     Args:
-        source: with one video per batch.
+        source: with one video per batch, and no other in the place of an unreadable one.
         size: videos per batch; what is left over of a shape is a smaller one.
         most: use so many videos only; None: all.
     """
@@ -272,14 +295,22 @@ def validation_batches(source: GenerationSource, size: int, most: int | None) ->
 
     def batches() -> Iterator[Batch]:
         waiting: dict[str, list[Batch]] = {}
+        given = 0
         for index in range(count):
-            one = source.batch(index)
+            try:
+                one = source.batch(index)
+            except NoGoodClip:  # told in the log when it was met
+                continue
+            given += 1
             same = waiting.setdefault(one["bucket"], [])
             same.append(one)
             if len(same) == size:
                 yield _joined(waiting.pop(one["bucket"]))
         for same in waiting.values():
             yield _joined(same)
+        if not given:
+            path, reason = next(iter(source.bad.items()))
+            raise NoGoodClip(f"valid.csv_path: none of its {count} videos is readable any more; {path}: {reason}")
 
     return batches
 
@@ -291,6 +322,7 @@ def sample_batches(data: TrainData, count: int) -> tuple[Batch, Batch, list[str]
     """
     base = data.valid or data.source
     items = base.items[:: max(1, len(base.items) // (_SEARCHED * count))]  # opening all once more would take long
+    items = [item for item in items if item.name not in base.quarantine.names]
     plain = replace(
         base.settings, batch_size=1, batch_sizes=None, image_batch_size=None, image_ratio=None, dropout=_NO_DROPOUT
     )

@@ -1,10 +1,14 @@
 """Small clips, a tiny autoencoder with random weights, and networks that compile each shape once for all tests."""
 
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for train_toy
 
 
 def moving(t, h, w, seed=0):

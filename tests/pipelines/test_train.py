@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from train_toy import IMAGES, TINY, VIDEOS, WIDTHS, four_channels, rows, settings, tiny_config, write_data
 
 from mg.config import cli
 from mg.config.encode_latents import EncodeLatentsConfig, TaeOptions, VideoOptions
@@ -24,14 +25,11 @@ from mg.config.train import (
     TransformerConfig,
 )
 from mg.config.trainer import OptimizerConfig, PlateauConfig, TrainerConfig
-from mg.dataset.latents import Latent, LatentRecord, write_latent
 from mg.dataset.manifest import read_manifest
 from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.dataset.text_cache import EncoderRecord
-from mg.dataset.text_npz import write_text_npz
 from mg.errors import TooManyBadClips, UserError
 from mg.models.llama import load_llama
-from mg.models.text_encoders.features import TextFeatures
 from mg.pipelines import encode_text
 from mg.pipelines.encode_latents import encode_videos
 from mg.pipelines.pipeline_folder import read_transformer
@@ -39,75 +37,20 @@ from mg.pipelines.train import CONFIG_RECORD, FINAL_FOLDER, network_config, trai
 from mg.pipelines.train_data import KeptTokens, fingerprint_of, open_data, sample_batches, validation_batches
 from mg.weights import read_weights
 
-RECORD = LatentRecord("tae0", 2.0, 0.5, 4, 8, 8)
-WIDTHS = {"ul2": 6, "byt5": 5}
-VIDEOS = [(f"v{i}.mp4", (4, 1 + (i == 2), 4, 4)) for i in range(5)]  # the third is longer: a bucket of its own
-IMAGES = [(f"p{i}.png", (4, 1, 4, 4)) for i in range(2)]
-
-
-def write_data(folder, items, seed=0, tae="tae0", encoder="enc0"):
-    """Latents, embeddings of two encoders and the list of them."""
-    rng = np.random.default_rng(seed)
-    replace(RECORD, tae=tae).write(folder / "latents")
-    for name, shape in items:
-        mean = rng.standard_normal(shape).astype(np.float32)
-        write_latent((folder / "latents" / name).with_suffix(".npz"), Latent(mean, np.full(shape, 0.01, np.float32)))
-    for kind, width in WIDTHS.items():
-        mark = f"{kind}-{encoder}"
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        EncoderRecord(kind, mark, width, 8, "fp32", "all").write(folder / kind)
-        for name, length in [*((name, 3) for name, _ in items), ("empty", 1)]:
-            embeddings = rng.standard_normal((1, 8, width)).astype(np.float32)
-            features = TextFeatures(embeddings, np.arange(8)[None] < length, np.zeros((1, 8), int))
-            parent = folder / kind if name != "empty" else folder / f"{kind}-empty"
-            write_text_npz((parent / name).with_suffix(".npz"), features, mark)
-    rows = "".join(f"{name},caption of {name}\n" for name, _ in items)
-    (folder / "list.csv").write_text(f"video,caption\n{rows}")
-    return folder
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"), VIDEOS + IMAGES)
 
 
-def settings(folder, **changes):
-    given = dict(
-        tae_latent_folder=str(folder / "latents"),
-        text=TextFolders(**{kind: str(folder / kind) for kind in WIDTHS}),
-        empty_text=EmptyTexts(**{kind: str(folder / f"{kind}-empty" / "empty.npz") for kind in WIDTHS}),
-        text_lengths=TextLengths(ul2=4, byt5=3), batch_size=2, dropout=PromptDropout(all=0.25),
-    )  # fmt: skip
-    return GenerationSettings(**{**given, **changes})
-
-
-TINY = TransformerConfig(
-    preset="tiny", max_length=(2, 2, 2), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-    num_attention_heads=2,
-)  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
-def four_channels(monkeypatch):
-    """The preset with the latents of these tests."""
-    from mg.models.llama import PRESETS
-
-    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], in_channels=4))
+def preset(monkeypatch):
+    four_channels(monkeypatch)
 
 
 @pytest.fixture
 def config(folder, tmp_path):
-    return TrainConfig(
-        csv_path=str(folder / "list.csv"), output_path=str(tmp_path / "run"), device="CPU", mode="pynative",
-        model=TINY, data=settings(folder),
-        train=TrainerConfig(
-            steps=4, log_every=1, save_every=2, ema_decay=0.5, optimizer=OptimizerConfig(lr=1e-2), accumulation=2
-        ),
-    )  # fmt: skip
-
-
-def rows(output, name="metrics"):
-    return [json.loads(line) for line in (output / f"{name}.jsonl").read_text().splitlines()]
+    return tiny_config(folder, tmp_path / "run")
 
 
 def test_the_loss_on_one_clip_falls_by_half(folder, tmp_path, config):
