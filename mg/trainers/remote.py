@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mg.dataset.item_plan import FILE_NAME as ITEM_PLANS
 from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.errors import UserError
 from mg.files import write_bytes
@@ -23,7 +24,7 @@ from mg.trainers.runlog import LINES, RANKS, STEPWISE
 from mg.trainers.sinks import WANDB_RECORD
 
 _BLOCK = 1 << 22
-RECORDS = (BAD_VIDEOS,)
+RECORDS = (BAD_VIDEOS, ITEM_PLANS)
 """What later batches depend on beside the data; processes that do not lead may have their own."""
 
 LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml", *RECORDS)

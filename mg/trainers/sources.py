@@ -61,8 +61,7 @@ def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None, check
                 *_, newest = map(checkpoint.adopt, (*best, fetched))
                 return Found(newest, "remote", remote.url)
         if outcome.error is not None and own is None:
-            raise UserError(f"train.remote={remote.url}: cannot be reached ({outcome.error}), and without it a "
-                            "new run would begin; try again later, or leave train.remote out") from outcome.error
+            raise _unreachable(remote, outcome.error) from outcome.error
         if outcome.error is not None:
             get_logger().warning(f"{remote.url}: cannot be reached ({outcome.error}); going on with what is here")
     if own is not None:
@@ -73,6 +72,36 @@ def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None, check
         return None
     found = _other(config.resume_from, output, check)
     return Found(found, "resume_from", config.resume_from)
+
+
+@contextmanager
+def record_to_read(output: Path, config: TrainerConfig, name: str) -> Iterator[Path]:
+    """Yield where to read a record of the run that `find` will go on with; there may be none.
+
+    Nothing is copied to `output`: the data may be opened with it, and then the run may still be refused.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    own, place, option = max(checkpoint.committed(output), default=-1), None, "train.remote"
+    if config.remote is not None:
+        remote = RemoteFolder(config.remote, option)
+        with Outcome() as outcome:
+            place = remote.url if max(remote.steps(), default=-1) > own else None
+        if outcome.error is not None and own < 0:
+            raise _unreachable(remote, outcome.error) from outcome.error
+    if place is None and own < 0:
+        place, option = config.resume_from, "train.resume_from"
+    run = str(output) if place is None else split_step(place)[0]
+    if not is_url(run):
+        yield Path(run) / name
+        return
+    with tempfile.TemporaryDirectory(prefix="mg-record-") as temporary:
+        with Outcome() as outcome:
+            RemoteFolder(run, option).fetch_logs(Path(temporary), [name])
+        if outcome.error is not None:
+            raise UserError(f"{run}/{name}: cannot be read ({outcome.error}); try again later") from outcome.error
+        yield Path(temporary) / name
 
 
 def find_here(output: Path, config: TrainerConfig, step: int, option: str) -> Found | None:
@@ -227,6 +256,11 @@ def open_local(place: str, option: str) -> Checkpoint:
     if why is not None:
         raise UserError(f"{option}={place}: missing, incomplete or damaged ({why}); give another step of the run")
     return checkpoint.load(Path(place), checksums=False)
+
+
+def _unreachable(remote: RemoteFolder, error: Exception) -> UserError:
+    return UserError(f"train.remote={remote.url}: cannot be reached ({error}), and without it a new run would begin; "
+                     "try again later, or leave train.remote out")
 
 
 def _fetched(place: str, option: str, target: Path) -> Checkpoint:

@@ -21,7 +21,7 @@ from mg.errors import BadClip, UserError
 from mg.files import write_bytes
 from mg.trainers import Trainer, checkpoint, mirror
 from mg.trainers.remote import RemoteFolder
-from mg.trainers.sources import changes, check_changes, free_changes
+from mg.trainers.sources import changes, check_changes, free_changes, record_to_read
 from mg.weights import read_weights
 
 TIMES = ("step_time", "samples_per_s", "data_wait")
@@ -192,8 +192,43 @@ def test_what_was_found_bad_is_left_out_wherever_the_run_goes_on(tmp_path, kind)
     assert rows(tmp_path / "never")[-1] != rows(tmp_path / "second")[-1]
 
 
+def test_a_record_is_read_where_the_run_will_go_on(tmp_path):
+    def read(**options):
+        with record_to_read(tmp_path / "run", TrainerConfig(steps=9, **options), "items.json") as path:
+            return path.read_text() if path.exists() else None
+
+    elsewhere = {"remote": "flaky://run", "resume_from": "flaky://other/step-00000002"}
+    assert read() is None and read(**elsewhere) is None
+    for place, step in (("there", 4), ("other", 2), ("run", 3)):
+        checkpoint.save(tmp_path / place, step, {"model": {"w": np.zeros(3, np.float32)}}, {})
+        (tmp_path / place / "items.json").write_text(place)
+    for url, place, step in (("flaky://other", "other", 2), ("flaky://run", "there", 4)):
+        RemoteFolder(url, "train.remote").push(tmp_path / place / f"step-{step:08d}")
+        RemoteFolder(url, "train.remote").push_logs(tmp_path / place)
+    assert read() == read(resume_from=elsewhere["resume_from"]) == "run" and read(**elsewhere) == "there"
+    shutil.rmtree(tmp_path / "there")
+    Flaky.unreadable = "/run"
+    assert read(**elsewhere) == "run"
+    (tmp_path / "run" / "step-00000003").rename(tmp_path / "run" / "step-00000005")
+    Flaky.unreadable = None
+    assert read(**elsewhere) == "run"
+    shutil.rmtree(tmp_path / "run")
+    assert read(**elsewhere) == "there" and read(resume_from=elsewhere["resume_from"]) == "other"
+    assert read(resume_from=str(tmp_path / "other")) == "other"
+    Flaky.unreadable = "/run"
+    with pytest.raises(UserError, match="^train.remote=flaky://run: cannot be reached"):
+        read(**elsewhere)
+    Flaky.unreadable = "items.json"
+    with pytest.raises(UserError, match="^flaky://other/items.json: cannot be read .connection timed out.; try again"):
+        read(resume_from=elsewhere["resume_from"])
+    assert not (tmp_path / "run").exists()  # nothing is copied there
+
+
 def test_the_records_of_all_processes_are_copied(tmp_path):
-    files = {"bad_videos.jsonl": b"0", "ranks/1/bad_videos.jsonl": b"1", "ranks/12/bad_videos.jsonl": b"12"}
+    files = {
+        "bad_videos.jsonl": b"0", "items.json": b"items",
+        "ranks/1/bad_videos.jsonl": b"1", "ranks/12/bad_videos.jsonl": b"12",
+    }  # fmt: skip
     for name, data in files.items():
         write_bytes(tmp_path / "here" / name, data)
     (tmp_path / "here" / "ranks" / "2").mkdir()
