@@ -18,7 +18,7 @@ class Quarantine:
     """Keeps account of the bad files of a run; safe to share by threads.
 
     A list that is there already is believed: a resumed run leaves out what the run before it left out, so that both
-    use the same clips. Deleting the list gives the files another chance.
+    use the same clips. Deleting the list (the remote copy as well) gives the files another chance.
 
     Args:
         total: files of the training's list.
@@ -41,10 +41,20 @@ class Quarantine:
         self._path = None if path is None else Path(path)
         self._torn = False
         self._lock = threading.Lock()
-        if self._path is not None and self._path.exists():
-            self._load()
+        self.reload()
+
+    def reload(self) -> None:
+        """Take in what the list on disk says: that of the run to go on with may have come there in the meantime.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        with self._lock:
+            if self._path is not None and self._path.exists():
+                self._load()
 
     def _load(self) -> None:
+        known = len(self.reasons)
         try:
             text = self._path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -60,7 +70,7 @@ class Quarantine:
             except (ValueError, KeyError, TypeError):
                 if line:
                     get_logger().warning("%s: passed over a damaged line", self._path)
-        if self.reasons:
+        if len(self.reasons) > known:
             get_logger().info("%d files that %s names are left out; delete it to try them again", len(self.reasons),
                               self._path)  # fmt: skip
 

@@ -180,6 +180,7 @@ def _batches(
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the records of the one found there.
         write_text(records / CONFIG_RECORD, cli.dump(config))
+        data.source.quarantine.reload()  # of the run that is resumed
         if mesh is None or mesh.leads:
             data.write_plans(Path(config.output_path))
         log_lists(data.source, start)

@@ -27,6 +27,7 @@ from mg.models.tae import TemporalAutoencoder
 from mg.models.text_encoders.encoder import TextEncoder
 from mg.pipelines.encode_latents import encode_frames, load_tae, record_of
 from mg.rng import stream
+from mg.trainers.sources import record_to_read
 
 Batch = dict[str, Any]
 _SEARCHED = 64
@@ -73,7 +74,7 @@ class TrainData:
 def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
     """Open the lists, the latents, the embeddings and what encodes missing ones.
 
-    The items used are those that the output folder's plans name, if they are of these lists.
+    The items used are those that the plans of the run to go on with name, if they are of these lists.
 
     Args:
         config: of the run.
@@ -83,7 +84,8 @@ def open_data(config: TrainConfig, records: Path | None = None) -> TrainData:
         UserError: files or folders missing, damaged, or of models that do not belong together.
     """
     lists = _lists(config)
-    plans = read_plans(Path(config.output_path) / ITEM_PLANS)
+    with record_to_read(Path(config.output_path), config.train, ITEM_PLANS) as place:
+        plans = read_plans(place)
     held = []
     if config.valid.csv_path is not None:
         try:

@@ -124,6 +124,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     def batches(start: int) -> Iterator[dict]:
         # The trainer asks once it has resumed: a refused run does not replace the record of the one found there.
         write_text(records / CONFIG_RECORD, cli.dump(config))
+        source.quarantine.reload()  # of the run that is resumed
         log_lists(source, start)
         return Prefetcher(clips, start, config.prefetch, config.workers, partial(log_lists, source))
 

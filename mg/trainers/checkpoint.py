@@ -13,7 +13,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,15 @@ def commit(final: Path, manifest: Mapping, hook: Callable[[str], None] = lambda 
     sync_folder(final.parent)
     write_text(final.parent / LATEST, final.name + "\n")
     hook("latest")
+
+
+def adopt(found: Checkpoint) -> Checkpoint:
+    """Commit a checkpoint that was fetched whole to step-N.tmp; return it as it is called from then on."""
+    final = found.folder.with_suffix("")
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step
+    os.rename(found.folder, final)
+    sync_folder(final.parent)
+    return replace(found, folder=final)
 
 
 def bytes_of(tensors: Mapping[str, Mapping[str, np.ndarray]]) -> int:

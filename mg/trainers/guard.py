@@ -78,6 +78,8 @@ class Guard:
     def why_abort(self, verdict: Verdict) -> str | None:
         """Return why the run has to end after the step judged last, None if it goes on."""
         config = self.config
+        if verdict.reason == "overflow":  # never the reason, whatever the counts have come to before
+            return None
         if verdict.reason == "spike" and config.spike.action == "abort":
             return f"the gradient's norm is a spike ({verdict.where}, spike.action=abort)"
         if self.bad_in_a_row > config.max_bad_steps:

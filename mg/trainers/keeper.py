@@ -1,6 +1,5 @@
 """The checkpoints of one run: when one is due, what happens if the disk refuses it, which ones stay."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from mg.trainers.mirror import Mirror
 from mg.trainers.remote import RemoteFolder
 from mg.trainers.retention import Retention, as_json
 from mg.trainers.runlog import RunLog
-from mg.trainers.sources import Found, find, find_here
+from mg.trainers.sources import Check, Found, find, find_here
 
 BEST = "BEST"
 
@@ -49,7 +48,7 @@ class Keeper:
         self._mirror: Mirror | None = None
         self._lock: TextIO | None = None
 
-    def find(self) -> Found | None:
+    def find(self, check: Check) -> Found | None:
         """Return the checkpoint to go on with, None for a new run; see `mg.trainers.sources.find`.
 
         From here to the end of `copying` no other process can train in the folder; those of one launch are not told
@@ -58,7 +57,10 @@ class Keeper:
         if not is_launched():
             self._lock = lock_folder(self._output)
         checkpoint.remove_leftovers(self._output)
-        return find(self._output, self._config, self._remote)
+        try:
+            return find(self._output, self._config, self._remote, check)
+        finally:
+            checkpoint.remove_leftovers(self._output)  # what was fetched and then refused
 
     def find_same(self, step: int, option: str) -> Found | None:
         """Return what `find` found in the process that leads, None if it is not to be seen from here."""
@@ -73,11 +75,6 @@ class Keeper:
             checkpoint.set_aside(self._output, beyond=saved.step)
             self._point(checkpoint.LATEST, saved.step)
             self._prune()
-
-    def refused(self, found: Found) -> None:
-        """Remove what was copied here to be resumed, and cannot be."""
-        if self._leads and found.option != "output_path" and found.checkpoint.folder.parent == self._output:
-            shutil.rmtree(found.checkpoint.folder)
 
     @contextmanager
     def copying(self, log: RunLog) -> Iterator[None]:

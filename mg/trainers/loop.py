@@ -13,7 +13,7 @@ from mg.config.trainer import TrainerConfig
 from mg.errors import NumericalAbort, UserError
 from mg.files import writable_folder
 from mg.parallel.mesh import Mesh
-from mg.trainers.checkpoint import check_space
+from mg.trainers.checkpoint import Checkpoint, check_space
 from mg.trainers.feed import Batch, BatchFactory, BatchSource, Clock, by_index
 from mg.trainers.guard import Guard, Verdict
 from mg.trainers.keeper import Keeper
@@ -21,9 +21,18 @@ from mg.trainers.learner import Learner
 from mg.trainers.pace import Pace
 from mg.trainers.plateau import Plateau
 from mg.trainers.player import Memory, Player
-from mg.trainers.runlog import RunLog
+from mg.trainers.runlog import RANKS, RunLog
 from mg.trainers.schedule import learning_rate
-from mg.trainers.sources import OPTIONS, Found, changes, check_changes, other_run, take_weights, tell_change
+from mg.trainers.sources import (
+    OPTIONS,
+    Found,
+    changes,
+    check_changes,
+    free_changes,
+    other_run,
+    take_weights,
+    tell_change,
+)
 from mg.trainers.stops import Stops
 from mg.trainers.watchdog import Watchdog
 from mg.weights import write_weights
@@ -301,8 +310,8 @@ class Trainer:
     def _find(self) -> Found | None:
         """Return the checkpoint to go on with: the process that leads looks for it, the others find the same."""
         if self._mesh is None:
-            return self._keeper.find()
-        found = self._keeper.find() if self._leads else None
+            return self._keeper.find(self._admitted)
+        found = self._keeper.find(self._admitted) if self._leads else None
         own = [-1.0, 0.0] if found is None else [float(found.checkpoint.step), float(OPTIONS.index(found.option))]
         step, option = self._mesh.total(*(own if self._leads else (0.0, 0.0)))  # the others wait here
         if not self._leads and step >= 0:
@@ -332,13 +341,12 @@ class Trainer:
         lines += [f"left out: {text}" for text in wrong]
         return False, lines + [f"unlike there: {text}" for text in named]
 
+    def _admitted(self, saved: Checkpoint, place: str) -> list[str]:
+        return check_changes(saved, place, self._fingerprint, self.config)
+
     def _resume(self, found: Found) -> list[str]:
         saved = found.checkpoint
-        try:
-            admitted = check_changes(saved, self._fingerprint, self.config)
-        except UserError:
-            self._keeper.refused(found)
-            raise
+        admitted = self._admitted(saved, str(saved.folder))
         for learner in self._learners:
             state = saved.state["opponents"][learner.prefix] if learner.prefix else saved.state
             learner.restore(saved, state)
@@ -350,16 +358,16 @@ class Trainer:
             self._plateau.restore(saved.state["plateau"])
         # A figure that was not finite stands there as null: it has no value to go on with.
         self._metrics = {key: value for key, value in saved.state["metrics"].items() if value is not None}
-        return [f"everything from {found.option}: {found.place}, step {saved.step}"] + [
-            f"unlike there, as train.allow_changes admits: {text}" for text in admitted
-        ]
+        lines = [f"everything from {found.option}: {found.place}, step {saved.step}"]
+        lines += [f"unlike there, as train.allow_changes admits: {text}" for text in admitted]
+        return lines + [f"unlike there: {text}" for text in free_changes(saved, self.config)]
 
 
 def records_folder(output_path: str | Path, mesh: Mesh | None) -> Path:
     """Return where a process keeps its records: the run's own folder, or ranks/N in it, if N does not lead."""
     if mesh is None or mesh.leads:
         return Path(output_path)
-    return writable_folder(Path(output_path) / "ranks" / str(mesh.rank), "--output_path")
+    return writable_folder(Path(output_path) / RANKS / str(mesh.rank), "--output_path")
 
 
 def _opposing(network: nn.Cell, opponents: Sequence[Player], common: Mapping[str, bool | Mesh | None]) -> list[Learner]:

@@ -102,10 +102,13 @@ class Mirror:
 
     def _copy(self, step: int) -> bool:
         """Copy and prune; return whether anything new has been copied."""
-        if step not in self._kept(sorted({*self._remote.steps(), step})):
+        self._remote.set_aside()
+        steps = sorted({*self._remote.steps(), step})
+        if step not in self._kept(steps):
             return False
+        if step == steps[-1]:  # else the logs there may go further than those here, as does the checkpoint there
+            self._remote.push_logs(self._output)  # first: no checkpoint is there without the logs up to it
         copied = self._remote.push(step_folder(self._output, step))
-        self._remote.push_logs(self._output)
         self._remote.prune(self._kept)
         return copied
 

@@ -9,20 +9,25 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mg.dataset.item_plan import FILE_NAME as ITEM_PLANS
+from mg.dataset.quarantine import FILE_NAME as BAD_VIDEOS
 from mg.errors import UserError
-from mg.files import sync_folder, write_bytes
+from mg.files import write_bytes
 from mg.log import get_logger
-from mg.trainers.checkpoint import FOLDER, MANIFEST, Checkpoint, load, step_folder
-from mg.trainers.runlog import LINES, STEPWISE
+from mg.trainers.checkpoint import FOLDER, MANIFEST, Checkpoint, fault, load, step_folder, temporary_of
+from mg.trainers.runlog import LINES, RANKS, STEPWISE
 from mg.trainers.sinks import WANDB_RECORD
 
 _BLOCK = 1 << 22
-LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml")
+RECORDS = (BAD_VIDEOS, ITEM_PLANS)
+"""What later batches depend on beside the data; processes that do not lead may have their own."""
+
+LOGS = (*(f"{name}.jsonl" for name in (*STEPWISE, "events")), LINES, WANDB_RECORD, "config.yaml", *RECORDS)
 """What a run writes about itself and needs to go on writing elsewhere; copied beside the checkpoints."""
 
 
@@ -69,30 +74,38 @@ class RemoteFolder:
             raise UserError(f"{option}={url}: {error}") from error
         self.url, self.option = url.rstrip("/"), option
         self._path = path.rstrip("/")
+        self._damaged: set[int] = set()
 
     def steps(self) -> list[int]:
         """Return the steps whose checkpoints have a manifest, rising."""
         self._fs.invalidate_cache()
-        if not self._fs.isdir(self._path):
+        try:
+            entries = self._fs.ls(self._path, detail=True)
+        except FileNotFoundError:
             return []
-        names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._path, detail=True)]
-        found = {int(match[1]): name for name in names if (match := FOLDER.fullmatch(name))}
-        return sorted(step for step, name in found.items() if self._fs.exists(f"{self._path}/{name}/{MANIFEST}"))
+        names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries]
+        found = [int(match[1]) for name in names if (match := FOLDER.fullmatch(name))]
+        return sorted(step for step in found if self._info(f"{self._folder(step)}/{MANIFEST}") is not None)
 
     def push(self, folder: Path) -> bool:
-        """Copy a local checkpoint and commit it; return False if the very same is there already.
+        """Copy a local checkpoint and commit it; return False if the very same is there already, each file in its size.
 
         Raises:
-            OSError: a file read back is not what was written.
+            OSError: a file read back is not what was written, or a damaged checkpoint would replace another one.
         """
         target = f"{self._path}/{folder.name}"
         manifest = (folder / MANIFEST).read_bytes()
-        if self._fs.exists(f"{target}/{MANIFEST}"):
-            if self._fs.cat_file(f"{target}/{MANIFEST}") == manifest:
+        entries = json.loads(manifest)["files"]
+        self._fs.invalidate_cache()
+        if self._info(f"{target}/{MANIFEST}") is not None:
+            if self._fs.cat_file(f"{target}/{MANIFEST}") == manifest and self._has(target, entries):
                 return False
-            self._fs.rm_file(f"{target}/{MANIFEST}")  # of the same step of a run that went another way
+            # Damaged there, or of the same step of a run that went another way.
+            if (why := fault(folder, checksums=True)) is not None:
+                raise OSError(f"{folder}: damaged ({why}), not copied over the one there")
+            self._fs.rm_file(f"{target}/{MANIFEST}")
         self._fs.makedirs(target, exist_ok=True)
-        for entry in json.loads(manifest)["files"]:
+        for entry in entries:
             path = f"{target}/{entry['name']}"
             self._fs.put_file(str(folder / entry["name"]), path)
             self._compare(path, entry["bytes"], entry["crc32"])
@@ -102,47 +115,59 @@ class RemoteFolder:
 
     def push_logs(self, folder: Path) -> None:
         """Copy the logs of a run, over those copied before."""
-        for path in (folder / name for name in LOGS):
-            if path.is_file():
-                self._fs.makedirs(self._path, exist_ok=True)
-                self._fs.pipe_file(f"{self._path}/{path.name}", path.read_bytes())
+        for path in logs_in(folder, LOGS):
+            target = f"{self._path}/{path.relative_to(folder).as_posix()}"
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(target, path.read_bytes())
 
     def prune(self, kept: Callable[[list[int]], Collection[int]]) -> None:
         """Delete the checkpoints that `kept` leaves out of the steps there, the manifest of each first."""
         steps = self.steps()
         for step in sorted(set(steps) - set(kept(steps))):
-            target = f"{self._path}/{step_folder(Path(), step).name}"
-            self._fs.rm_file(f"{target}/{MANIFEST}")
-            self._fs.rm(target, recursive=True)
+            self._fs.rm_file(f"{self._folder(step)}/{MANIFEST}")
+            self._fs.rm(self._folder(step), recursive=True)
 
     def fetch(self, step: int, output: Path) -> Checkpoint | None:
-        """Copy one checkpoint to a local run's folder and commit it there; None if it is damaged or incomplete."""
-        final = step_folder(output, step)
-        source = f"{self._path}/{final.name}"
-        temporary = final.with_name(final.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            manifest = self._fs.cat_file(f"{source}/{MANIFEST}")
-            names = _names_in(manifest)
-            if names is None or not all(self._fs.exists(f"{source}/{name}") for name in names):
-                return None
-            for name in names:
-                self._fs.get_file(f"{source}/{name}", str(temporary / name))
-                with open(temporary / name, "rb") as file:
-                    os.fsync(file.fileno())
-            write_bytes(temporary / MANIFEST, manifest)
-            if load(temporary) is None:
-                return None
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one of this step
-            os.rename(temporary, final)
-            sync_folder(output)
-        finally:
+        """Copy one checkpoint to a local run's folder as step-N.tmp, to be adopted; None if damaged or incomplete."""
+        temporary = temporary_of(step_folder(output, step))
+        for _ in range(2):  # what was lost on the way, and not there, comes when it is read once more
             shutil.rmtree(temporary, ignore_errors=True)
-        return load(final)
+            temporary.mkdir(parents=True)
+            found = None
+            try:
+                found = self._read(self._folder(step), temporary)
+            finally:
+                if found is None:
+                    shutil.rmtree(temporary, ignore_errors=True)
+            if found is not None:
+                return found
+        self._damaged.add(step)
+        return None
+
+    def _read(self, source: str, target: Path) -> Checkpoint | None:
+        manifest = self._fs.cat_file(f"{source}/{MANIFEST}")
+        names = _names_in(manifest)
+        if names is None or any(self._info(f"{source}/{name}") is None for name in names):
+            return None
+        for name in names:
+            self._fs.get_file(f"{source}/{name}", str(target / name))
+            with open(target / name, "rb") as file:
+                os.fsync(file.fileno())
+        write_bytes(target / MANIFEST, manifest)
+        return load(target)
+
+    def set_aside(self) -> None:
+        """Rename the manifests of the checkpoints found damaged, so that they count no more as steps kept."""
+        for step in sorted(self._damaged):
+            manifest = f"{self._folder(step)}/{MANIFEST}"
+            if self._info(manifest) is not None:
+                self._fs.pipe_file(f"{manifest}.damaged", self._fs.cat_file(manifest))
+                self._fs.rm_file(manifest)
+                get_logger().warning(f"{self.url}: step {step} is damaged, its manifest now {MANIFEST}.damaged")
+            self._damaged.remove(step)
 
     def fetch_newest(self, output: Path, beyond: int = -1) -> Checkpoint | None:
-        """Copy the newest whole checkpoint after step `beyond` to a local run's folder; None if there is none."""
+        """Fetch the newest whole checkpoint after step `beyond`, see `fetch`; None if there is none."""
         for step in reversed([step for step in self.steps() if step > beyond]):
             found = self.fetch(step, output)
             if found is not None:
@@ -151,10 +176,30 @@ class RemoteFolder:
         return None
 
     def fetch_logs(self, output: Path, names: Collection[str] = LOGS) -> None:
-        """Copy the logs that are there to a local run's folder, over its own."""
-        for name in names:
-            if self._fs.exists(f"{self._path}/{name}"):
+        """Copy the logs that are there to a local run's folder, over its own, with the records of all processes."""
+        try:
+            ranks = [path.rstrip("/").rpartition("/")[2] for path in self._fs.ls(f"{self._path}/{RANKS}", detail=False)]
+        except FileNotFoundError:
+            ranks = []
+        others = [f"{RANKS}/{rank}/{name}" for rank in ranks if rank.isdecimal() for name in RECORDS]
+        for name in (*names, *others):
+            if self._info(f"{self._path}/{name}") is not None:
                 write_bytes(output / name, self._fs.cat_file(f"{self._path}/{name}"))
+
+    def _folder(self, step: int) -> str:
+        return f"{self._path}/{step_folder(Path(), step).name}"
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        """Return what is known of a file, None without it; `exists` of many drivers takes every error for absence."""
+        try:
+            return self._fs.info(path)
+        except FileNotFoundError:
+            return None
+
+    def _has(self, target: str, entries: Collection[Mapping[str, Any]]) -> bool:
+        """Tell whether the files of a manifest are there in their sizes."""
+        found = [self._info(f"{target}/{entry['name']}") for entry in entries]
+        return all(one is not None and one["size"] == entry["bytes"] for one, entry in zip(found, entries, strict=True))
 
     def _compare(self, path: str, size: int, crc: int) -> None:
         """Read a file back."""
@@ -165,6 +210,13 @@ class RemoteFolder:
                 found, length = zlib.crc32(block, found), length + len(block)
         if (length, found) != (size, crc):
             raise OSError(f"{path}: read back {length} bytes with CRC {found:08x}, written {size} with {crc:08x}")
+
+
+def logs_in(folder: Path, names: Collection[str]) -> list[Path]:
+    """Return the files of these names that a local run's folder has, and the records of all its processes."""
+    paths = [folder / name for name in names]
+    paths += [path for name in RECORDS for path in sorted(folder.glob(f"{RANKS}/*/{name}"))]
+    return [path for path in paths if path.is_file()]
 
 
 def split_step(place: str) -> tuple[str, int | None]:

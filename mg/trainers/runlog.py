@@ -24,6 +24,8 @@ from mg.trainers.sinks import Sinks
 
 STEPWISE = ("metrics", "validation", "bad_steps")
 LINES = "run.log"
+RANKS = "ranks"
+"""Folder in which each process that does not lead has one of its own, called by its rank."""
 _SINKS = {"metrics": "train", "validation": "validation"}  # file: name in the sinks, and of its lines
 
 

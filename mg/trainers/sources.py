@@ -2,26 +2,29 @@
 
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mg.config.trainer import TrainerConfig
 from mg.errors import UserError
-from mg.files import write_text
+from mg.files import write_bytes
 from mg.log import get_logger
 from mg.trainers import checkpoint
 from mg.trainers.checkpoint import Checkpoint
-from mg.trainers.remote import Outcome, RemoteFolder, is_url, split_step
+from mg.trainers.remote import RECORDS, Outcome, RemoteFolder, is_url, logs_in, split_step
 from mg.trainers.runlog import STEPWISE
 from mg.trainers.stored import StoredTensors
 
-COURSE = ("optimizer", "schedule", "lr_reduce_on_plateau")
+COURSE = ("optimizer", "schedule", "lr_reduce_on_plateau", "spike", "loss_scale")
 """Sections of the trainer's settings that decide where a run goes, beside its fingerprint."""
 
 
 OPTIONS = ("output_path", "remote", "resume_from")
+
+Check = Callable[[Checkpoint, str], object]
+"""Called with a checkpoint and its place; raises UserError where the run cannot go on with it."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +36,32 @@ class Found:
     place: str
 
 
-def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None) -> Found | None:
+def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None, check: Check) -> Found | None:
     """Return the checkpoint to resume, None for a new run.
 
     The newest valid one in `output`, or of its remote copies where they are ahead; only without either, resume_from.
     What is not in `output` is copied there from a URL, with the logs; from a path it is read, and the logs are copied.
+    Nothing of it is copied that `check` refuses, and the checkpoint itself comes last: whatever breaks off before, the
+    next start copies everything again.
 
     Raises:
-        UserError: resume_from names nothing whole, or an earlier step of `output` itself; the remote folder cannot be
-            reached and there is nothing in `output`.
+        UserError: `check` refuses what is elsewhere; resume_from names nothing whole, or an earlier step of `output`
+            itself; the remote folder cannot be reached and there is nothing in `output`.
     """
     own = checkpoint.newest(output)
     if remote is not None:
         with Outcome() as outcome:
-            copied = remote.fetch_newest(output, -1 if own is None else own.step)
-            if copied is not None:
+            fetched = remote.fetch_newest(output, -1 if own is None else own.step)
+        if outcome.error is None and fetched is not None:
+            check(fetched, f"{remote.url}/{fetched.folder.stem}")
+            with Outcome() as outcome:
                 remote.fetch_logs(output)
-                _fetch_best(remote, copied, output)
-        if outcome.error is None and copied is not None:
-            return Found(copied, "remote", remote.url)
+                best = _fetch_best(remote, fetched, output)
+            if outcome.error is None:
+                *_, newest = map(checkpoint.adopt, (*best, fetched))
+                return Found(newest, "remote", remote.url)
         if outcome.error is not None and own is None:
-            raise UserError(f"train.remote={remote.url}: cannot be reached ({outcome.error}), and without it a "
-                            "new run would begin; try again later, or leave train.remote out") from outcome.error
+            raise _unreachable(remote, outcome.error) from outcome.error
         if outcome.error is not None:
             get_logger().warning(f"{remote.url}: cannot be reached ({outcome.error}); going on with what is here")
     if own is not None:
@@ -63,8 +70,38 @@ def find(output: Path, config: TrainerConfig, remote: RemoteFolder | None) -> Fo
         return Found(own, "output_path", str(own.folder))
     if config.resume_from is None:
         return None
-    found = _other(config.resume_from, output)
+    found = _other(config.resume_from, output, check)
     return Found(found, "resume_from", config.resume_from)
+
+
+@contextmanager
+def record_to_read(output: Path, config: TrainerConfig, name: str) -> Iterator[Path]:
+    """Yield where to read a record of the run that `find` will go on with; there may be none.
+
+    Nothing is copied to `output`: the data may be opened with it, and then the run may still be refused.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    own, place, option = max(checkpoint.committed(output), default=-1), None, "train.remote"
+    if config.remote is not None:
+        remote = RemoteFolder(config.remote, option)
+        with Outcome() as outcome:
+            place = remote.url if max(remote.steps(), default=-1) > own else None
+        if outcome.error is not None and own < 0:
+            raise _unreachable(remote, outcome.error) from outcome.error
+    if place is None and own < 0:
+        place, option = config.resume_from, "train.resume_from"
+    run = str(output) if place is None else split_step(place)[0]
+    if not is_url(run):
+        yield Path(run) / name
+        return
+    with tempfile.TemporaryDirectory(prefix="mg-record-") as temporary:
+        with Outcome() as outcome:
+            RemoteFolder(run, option).fetch_logs(Path(temporary), [name])
+        if outcome.error is not None:
+            raise UserError(f"{run}/{name}: cannot be read ({outcome.error}); try again later") from outcome.error
+        yield Path(temporary) / name
 
 
 def find_here(output: Path, config: TrainerConfig, step: int, option: str) -> Found | None:
@@ -111,8 +148,8 @@ def tell_change(name: str, before: object, now: object) -> str:
     return f"{name} was {_short(before)} is {_short(now)}"
 
 
-def check_changes(saved: Checkpoint, fingerprint: Mapping, config: TrainerConfig) -> list[str]:
-    """Return the changes that train.allow_changes admits, as texts.
+def check_changes(saved: Checkpoint, place: str, fingerprint: Mapping, config: TrainerConfig) -> list[str]:
+    """Return the changes that train.allow_changes admits, as texts; the message calls the checkpoint `place`.
 
     Raises:
         UserError: there are others; the message names them all.
@@ -125,9 +162,23 @@ def check_changes(saved: Checkpoint, fingerprint: Mapping, config: TrainerConfig
         fits = any(f"{one}.".startswith(f"{prefix}.") for one in names for prefix in allowed)
         (admitted if fits else refused).append(text)
     if refused:
-        raise UserError(f"{saved.folder}: cannot resume, the run differs: {', '.join(refused)}; choose another output "
+        raise UserError(f"{place}: cannot resume, the run differs: {', '.join(refused)}; choose another output "
                         "folder, or name in train.allow_changes what may differ")
     return admitted
+
+
+def free_changes(saved: Checkpoint, config: TrainerConfig) -> list[str]:
+    """Return as texts what may differ without being named, where the learning rate depends on it from here on."""
+    before, schedule = saved.state.get("config", {}), config.schedule
+    steps, every = before.get("steps", config.steps), before.get("validate_every", config.validate_every)
+    texts = []
+    if steps != config.steps and (schedule.name != "constant" or schedule.warmup_ratio):
+        text = tell_change("train.steps", steps, config.steps)
+        texts.append(f"{text}: the learning rate goes on as the schedule has it for the new number")
+    if every != config.validate_every and config.lr_reduce_on_plateau.factor != 1:
+        text = tell_change("train.validate_every", every, config.validate_every)
+        texts.append(f"{text}: the patience of lr_reduce_on_plateau counts validations, which are now others")
+    return texts
 
 
 def take_weights(
@@ -170,20 +221,22 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _other(place: str, output: Path) -> Checkpoint:
+def _other(place: str, output: Path, check: Check) -> Checkpoint:
+    names = [*(f"{name}.jsonl" for name in STEPWISE), *RECORDS]
     if is_url(place):
-        found = _fetched(place, "train.resume_from", output)
         run, _ = split_step(place)
+        found = _fetched(place, "train.resume_from", output)
+        check(found, f"{run}/{found.folder.stem}")
         with Outcome() as outcome:
-            RemoteFolder(run, "train.resume_from").fetch_logs(output, [f"{name}.jsonl" for name in STEPWISE])
+            RemoteFolder(run, "train.resume_from").fetch_logs(output, names)
         if outcome.error is not None:
-            get_logger().warning(f"{run}: its logs cannot be copied ({outcome.error})")
-        return found
+            raise UserError(f"train.resume_from={place}: its logs cannot be copied ({outcome.error}); try again later"
+                            ) from outcome.error
+        return checkpoint.adopt(found)
     found = open_local(place, "train.resume_from")
-    for name in STEPWISE:
-        log = found.folder.parent / f"{name}.jsonl"
-        if log.is_file():
-            write_text(output / log.name, log.read_text("utf-8", errors="replace"))
+    check(found, str(found.folder))
+    for log in logs_in(found.folder.parent, names):
+        write_bytes(output / log.relative_to(found.folder.parent), log.read_bytes())
     return found
 
 
@@ -205,6 +258,11 @@ def open_local(place: str, option: str) -> Checkpoint:
     return checkpoint.load(Path(place), checksums=False)
 
 
+def _unreachable(remote: RemoteFolder, error: Exception) -> UserError:
+    return UserError(f"train.remote={remote.url}: cannot be reached ({error}), and without it a new run would begin; "
+                     "try again later, or leave train.remote out")
+
+
 def _fetched(place: str, option: str, target: Path) -> Checkpoint:
     run, step = split_step(place)
     remote = RemoteFolder(run, option)
@@ -218,12 +276,11 @@ def _fetched(place: str, option: str, target: Path) -> Checkpoint:
     return found
 
 
-def _fetch_best(remote: RemoteFolder, newest: Checkpoint, output: Path) -> None:
-    """Copy the best checkpoints as well, so that they stay in the local folder, too."""
-    there: Collection[int] = remote.steps()
-    for step, _ in newest.state.get("best", ()):
-        if step in there and not checkpoint.step_folder(output, int(step)).exists():
-            remote.fetch(int(step), output)
+def _fetch_best(remote: RemoteFolder, newest: Checkpoint, output: Path) -> list[Checkpoint]:
+    """Fetch the best checkpoints as well, so that they stay in the local folder, too."""
+    best = {int(step) for step, _ in newest.state.get("best", ())} - {newest.step}
+    missing = [step for step in remote.steps() if step in best and not checkpoint.step_folder(output, step).exists()]
+    return [found for step in missing if (found := remote.fetch(step, output)) is not None]
 
 
 def _check_not_earlier(output: Path, own: Checkpoint, place: str) -> None:

@@ -53,6 +53,19 @@ def test_a_list_is_written_once_per_file_read_again_and_repaired(tmp_path, caplo
                                                  "new.mp4": "missing"}  # fmt: skip
 
 
+def test_a_list_that_comes_later_is_taken_in(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    first = Quarantine(10, 1.0, path)
+    first.reload()  # there is none
+    first.add(BadClip("own.mp4", "missing"))
+    other = Quarantine(10, 1.0, tmp_path / "other.jsonl")
+    other.add(BadClip("latents/a.npz", "damaged"), "a.mp4")
+    (tmp_path / "other.jsonl").replace(path)
+    first.reload()
+    assert first.reasons == {"own.mp4": "missing", "latents/a.npz": "damaged"} and first.names == {"a.mp4"}
+    assert Quarantine(10, 1.0).reload() is None
+
+
 def test_items_may_have_other_names_than_their_files(tmp_path):
     first = Quarantine(10, 1.0, tmp_path / "bad.jsonl")
     first.add(BadClip("latents/a.npz", "damaged"), "a.mp4")

@@ -1,7 +1,9 @@
 """A run of the autoencoder from its record alone, from another run's state, and from another run's weights."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import mindspore  # noqa: F401 - must be loaded before decord
@@ -60,6 +62,28 @@ def test_another_config_goes_on_where_the_differences_are_admitted(first, tmp_pa
     train_tae(replace(config, train=replace(train, allow_changes=("data.num_frames",))))
     found = losses(tmp_path / "run")
     assert found[:3] == losses(Path(first.output_path)) and [step for step, _ in found] == [1, 2, 3, 4]
+
+
+def test_files_that_the_run_resumed_found_bad_are_left_out(first, tmp_path, monkeypatch):
+    """The list may come with the checkpoint, when the data are open already."""
+    listed, seen = tmp_path / "bad_videos.jsonl", []
+
+    class Resumed:
+        def __init__(self, *, batches, **settings):
+            self.batches = batches
+
+        def fit(self):
+            listed.write_text(json.dumps({"path": f"{first.video_folder}/1.mp4", "reason": "for once"}) + "\n")
+            with closing(self.batches(3)) as feed:
+                seen.extend(name for batch in islice(feed, 6) for name in batch["ids"])
+            return {}
+
+        def export(self, *args):
+            pass
+
+    monkeypatch.setattr("mg.pipelines.train_tae.Trainer", Resumed)
+    train_tae(replace(first, output_path=str(tmp_path)))
+    assert len(seen) == 6 and set(seen) == {"0.mp4", "2.mp4"}
 
 
 def test_the_weights_of_a_run_begin_another_one(first, tmp_path):

@@ -175,3 +175,28 @@ def test_samples_are_of_what_is_readable(folder, tmp_path, config):
     (folder / "latents" / f"{before[0].removeprefix('caption of ').removesuffix('.mp4')}.npz").unlink()
     _, _, after, _ = sample_batches(open_data(config), 3)
     assert len(after) == 3 and before[0] not in after
+
+
+def test_another_machine_goes_on_with_the_same_items(folder, tmp_path, config):
+    """A video that was not there when the run began, and one that could not be read for once, are both good by now."""
+    config = replace(config, data=settings(folder, max_bad=0.5))
+    left, met = folder / "latents" / "v1.npz", folder / "latents" / "v3.npz"
+    whole, url = left.read_bytes(), f"file://{tmp_path}/there"
+    said = json.dumps({"path": str(met), "name": "v3.mp4", "reason": "for once"}) + "\n"
+
+    def run(name, steps, **changes):
+        train(replace(config, output_path=str(tmp_path / name), train=replace(config.train, steps=steps, **changes)))
+
+    left.unlink()
+    for name, steps, remote in (("straight", 3, None), ("first", 1, url)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / BAD_VIDEOS).write_text(said)
+        run(name, steps, remote=remote)
+    left.write_bytes(whole)
+    with pytest.raises(UserError, match="the run differs: trainer.seed was 0 is 1; "):
+        run("refused", 3, remote=url, seed=1)
+    assert not {BAD_VIDEOS, ITEM_PLANS} & {path.name for path in (tmp_path / "refused").iterdir()}
+    run("second", 3, remote=url)
+    assert [row["loss"] for row in rows(tmp_path / "second")] == [row["loss"] for row in rows(tmp_path / "straight")]
+    for record in (BAD_VIDEOS, ITEM_PLANS):
+        assert (tmp_path / "second" / record).read_bytes() == (tmp_path / "first" / record).read_bytes()

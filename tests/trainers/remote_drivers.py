@@ -1,5 +1,7 @@
 """File systems in memory that fail as remote ones do; registered with fsspec as flaky:// and lossy://."""
 
+from pathlib import Path
+
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -9,7 +11,10 @@ class DriverError(Exception):
 
 
 class Flaky(MemoryFileSystem):
-    """The next `failures` writes raise `error`; `written` lists the names of files in order."""
+    """The next `failures` writes raise `error`; `written` lists the names of files in order.
+
+    Reading a path with `unreadable` in it raises DriverError; the next `torn` files fetched lose their last byte.
+    """
 
     protocol = "flaky"
     store: dict = {}
@@ -17,6 +22,8 @@ class Flaky(MemoryFileSystem):
     failures = 0
     error: type = OSError
     written: list = []
+    unreadable: str | None = None
+    torn = 0
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -29,6 +36,26 @@ class Flaky(MemoryFileSystem):
     def pipe_file(self, path, value, **options):
         self.fail(path)
         super().pipe_file(path, value, **options)
+
+    def info(self, path, **options):
+        self.read(path)
+        return super().info(path, **options)
+
+    def cat_file(self, path, **options):
+        self.read(path)
+        return super().cat_file(path, **options)
+
+    def get_file(self, rpath, lpath, **options):
+        self.read(rpath)
+        super().get_file(rpath, lpath, **options)
+        if type(self).torn:
+            type(self).torn -= 1
+            Path(lpath).write_bytes(Path(lpath).read_bytes()[:-1])
+
+    @classmethod
+    def read(cls, path):
+        if cls.unreadable is not None and cls.unreadable in path:
+            raise DriverError("connection timed out")
 
     @classmethod
     def fail(cls, path):
@@ -62,6 +89,7 @@ def register():
         driver.written.clear()
         driver.pseudo_dirs[:] = [""]
         driver.failures, driver.error = 0, OSError
+        driver.unreadable, driver.torn = None, 0
     Lossy.losses = 0
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]

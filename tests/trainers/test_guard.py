@@ -79,6 +79,16 @@ def test_the_share_of_bad_steps_counts_from_step_100_on():
     assert made.judge(figures(1.0)).reason == "" and made.why_abort(made.judge(figures(1.0))) is None
 
 
+def test_an_overflow_ends_no_run_even_where_too_many_steps_were_bad_before():
+    made = Guard(GuardConfig(max_bad_fraction=0.1, max_bad_steps=11, loss_scale=LossScaleConfig(init=64)))
+    for step in range(1, 100):
+        verdict = made.judge(figures(1.0, math.nan if step < 12 else 1.0))
+        assert made.why_abort(verdict) is None
+    verdict = made.judge(figures(math.inf))
+    assert (verdict.reason, made.steps, made.bad) == ("overflow", 100, 11) and made.why_abort(verdict) is None
+    assert made.why_abort(made.judge(figures(1.0, math.nan))) == "12 of 101 steps are bad (max_bad_fraction=0.1)"
+
+
 def test_the_guards_state_is_json_and_goes_on_to_the_same_judgements():
     one = Guard(GuardConfig(loss_scale=LossScaleConfig(init=64, window=7), spike=SpikeConfig(window=50, warmup=40)))
     other = Guard(one.config)

@@ -56,7 +56,9 @@ def test_a_copy_is_equal_and_comes_back_equal(tmp_path, scheme):
     assert stored(f"{place}/{folder.name}") == contents(folder)
     assert remote.steps() == [3]
     assert remote.push(folder) is False  # the very same is there
-    found = remote.fetch_newest(tmp_path / "back")
+    fetched = remote.fetch_newest(tmp_path / "back")
+    assert checkpoint.committed(tmp_path / "back") == {}  # not before all that belongs to it is there
+    found = checkpoint.adopt(fetched)
     assert (found.step, found.folder) == (3, tmp_path / "back" / folder.name)
     assert contents(found.folder) == contents(folder)
     assert remote.fetch_newest(tmp_path / "back", beyond=3) is None
@@ -93,7 +95,81 @@ def test_a_damaged_copy_is_passed_over(tmp_path, harm):
     elif harm == "flip":
         fs.pipe_file(path, data[:-1] + bytes([data[-1] ^ 1]))
     assert remote.fetch_newest(tmp_path / "back").step == 1
-    assert [path.name for path in (tmp_path / "back").iterdir()] == ["step-00000001"]
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["step-00000001.tmp"]
+    assert remote.steps() == [1, 2]  # a folder that is only read stays as it is
+
+
+def test_a_damaged_copy_no_longer_counts_as_the_newest(tmp_path):
+    remote, here = RemoteFolder("memory://run", "train.remote"), tmp_path / "here"
+    for step in (5, 10):
+        remote.push(write(here, step))
+    fs, _ = fsspec.core.url_to_fs("memory://run")
+    path = "/run/step-00000010/model.safetensors"
+    whole = fs.cat_file(path)
+    fs.pipe_file(path, whole[:-1] + bytes([whole[-1] ^ 1]))
+    manifest = fs.cat_file("/run/step-00000010/manifest.json")
+    assert remote.fetch_newest(tmp_path / "back").step == 5
+    write(here, 6)
+    mirror = Mirror(remote, here, lambda steps: steps[-1:], pause=0.001)
+    mirror.submit(6)
+    assert mirror.close(30) and [row["event"] for row in mirror.reports()] == ["remote_save"]
+    assert remote.steps() == [6]
+    assert fs.cat_file("/run/step-00000010/manifest.json.damaged") == manifest
+    assert remote.push(here / "step-00000010") is True  # reached again
+    assert remote.fetch_newest(tmp_path / "back").step == 10 and fs.cat_file(path) == whole
+
+
+def test_what_the_network_loses_is_no_damage(tmp_path):
+    remote = RemoteFolder("flaky://run", "train.remote")
+    for step in (1, 2):
+        remote.push(write(tmp_path / "here", step))
+    Flaky.torn = 1
+    assert remote.fetch_newest(tmp_path / "back").step == 2
+    for part in ("step-00000002/model", "step-00000002/manifest", "run"):
+        Flaky.unreadable = part
+        with pytest.raises(DriverError):
+            remote.fetch_newest(tmp_path / "again")
+        Flaky.unreadable = None
+        remote.set_aside()
+        assert remote.steps() == [1, 2] and not any(name.endswith(".damaged") for name in stored("flaky://run"))
+    assert list((tmp_path / "again").iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_copy_with_files_missing_or_cut_is_made_anew(tmp_path, harm):
+    remote, folder = RemoteFolder("memory://run", "train.remote"), write(tmp_path, 3)
+    remote.push(folder)
+    fs, _ = fsspec.core.url_to_fs("memory://run")
+    path = "/run/step-00000003/model.safetensors"
+    data = fs.cat_file(path)
+    fs.rm_file(path)
+    if harm == "cut":
+        fs.pipe_file(path, data[:-1])
+    assert remote.push(folder) is True
+    assert stored(f"memory://run/{folder.name}") == contents(folder)
+    assert remote.push(folder) is False
+
+
+def test_a_damaged_checkpoint_here_takes_the_place_of_none_there(tmp_path):
+    remote = RemoteFolder("memory://run", "train.remote")
+    remote.push(write(tmp_path / "one", 3))
+    before = stored("memory://run")
+    other = checkpoint.save(tmp_path / "other", 3, {"model": {"w": np.ones(3, np.float32)}}, {"updates": 1})
+    (other / "model.safetensors").write_bytes(b"x" * (other / "model.safetensors").stat().st_size)
+    with pytest.raises(OSError, match=r"damaged \(model.safetensors has not the CRC of manifest.json\), not copied"):
+        remote.push(other)
+    assert stored("memory://run") == before
+
+
+def test_no_checkpoint_is_there_without_its_logs(tmp_path):
+    for step in (1, 2):
+        write(tmp_path, step)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    mirrored("flaky://run", tmp_path, [2])
+    assert Flaky.written == ["metrics.jsonl", "model.safetensors", "state.json", "manifest.json"]
+    (tmp_path / "metrics.jsonl").write_text("")  # of a process that could not reach step 2 there
+    assert mirrored("flaky://run", tmp_path, [1]) == [("remote_save", 1, 1)]
+    assert stored("flaky://run")["metrics.jsonl"] == b'{"step": 2}\n'
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "..", "a/b", "/etc/x"])

@@ -1,7 +1,9 @@
 """Where a run begins: own checkpoints, remote copies, another run's checkpoint or weights."""
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -12,11 +14,14 @@ from remote_drivers import DriverError, Flaky
 from trainer_toy import ToyLoss, ToyNet, ToySource, toy_config, toy_trainer
 
 import mg.device
-from mg.config.trainer import OptimizerConfig, TrainerConfig
-from mg.errors import UserError
-from mg.trainers import Trainer, mirror
+from mg.config.guard import LossScaleConfig, SpikeConfig
+from mg.config.trainer import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainerConfig
+from mg.dataset.quarantine import Quarantine
+from mg.errors import BadClip, UserError
+from mg.files import write_bytes
+from mg.trainers import Trainer, checkpoint, mirror
 from mg.trainers.remote import RemoteFolder
-from mg.trainers.sources import changes, check_changes
+from mg.trainers.sources import changes, check_changes, free_changes, record_to_read
 from mg.weights import read_weights
 
 TIMES = ("step_time", "samples_per_s", "data_wait")
@@ -112,10 +117,14 @@ def test_what_is_ahead_wins_whether_here_or_there(tmp_path):
 def test_a_remote_folder_out_of_reach_is_an_error_only_where_nothing_else_is(tmp_path, monkeypatch, capfd):
     toy(tmp_path / "run", 2).fit()
 
-    def ls(self, path, **options):
-        raise DriverError("no route to host")
+    class NoRoute(OSError):
+        """Many drivers take an error of the operating system for absence where they are asked whether a file exists."""
 
-    monkeypatch.setattr(Flaky, "isdir", ls)
+    def ls(self, path, **options):
+        raise NoRoute("no route to host")
+
+    for name in ("ls", "info"):
+        monkeypatch.setattr(Flaky, name, ls)
     with pytest.raises(UserError, match=r"train.remote=flaky://run: cannot be reached \(no route to host\), and"):
         toy(tmp_path / "new", 4, remote="flaky://run").fit()
     toy(tmp_path / "run", 4, remote="flaky://run").fit()
@@ -123,11 +132,140 @@ def test_a_remote_folder_out_of_reach_is_an_error_only_where_nothing_else_is(tmp
     assert names(tmp_path / "run")[-1] == "step-00000004"
 
 
-def test_a_refused_remote_checkpoint_is_not_left_behind(tmp_path):
-    toy(tmp_path / "run", 2, remote="memory://run").fit()
-    with pytest.raises(UserError, match="trainer.seed was 0 is 1"):
-        toy(tmp_path / "other", 4, remote="memory://run", seed=1).fit()
-    assert names(tmp_path / "other") == []
+@pytest.mark.parametrize("part", ["metrics.jsonl", "step-00000004/model"])
+def test_what_breaks_off_before_everything_is_here_is_copied_by_the_next_start(straight, tmp_path, part):
+    toy(tmp_path / "first", 6, remote="flaky://run").fit()
+    Flaky.unreadable = part
+    with pytest.raises(UserError, match=r"train.remote=flaky://run: cannot be reached \(connection timed out\)"):
+        toy(tmp_path / "second", 10, remote="flaky://run").fit()
+    assert names(tmp_path / "second") == []
+    Flaky.unreadable = None
+    toy(tmp_path / "second", 10, remote="flaky://run").fit()
+    equal_to(straight, tmp_path / "second")
+    assert names(tmp_path / "second") == ["step-00000004", "step-00000008", "step-00000010"]
+    RemoteFolder("flaky://run", "train.remote").fetch_logs(tmp_path)
+    assert rows(tmp_path) == rows(straight)
+
+
+def test_logs_of_another_run_that_cannot_be_read_are_not_done_without(straight, tmp_path):
+    toy(tmp_path / "first", 6, remote="flaky://run").fit()
+    Flaky.unreadable = "validation.jsonl"
+    with pytest.raises(UserError, match=r"^train.resume_from=flaky://run: its logs cannot be copied \(connection"):
+        toy(tmp_path / "second", 10, resume_from="flaky://run").fit()
+    assert names(tmp_path / "second") == []
+    Flaky.unreadable = None
+    toy(tmp_path / "second", 10, resume_from="flaky://run").fit()
+    equal_to(straight, tmp_path / "second")
+
+
+class Failing:
+    """Files 0 to 2 in turn; the one of a failure is left out from then on, and another takes its place."""
+
+    def __init__(self, bad_list, failures=()):
+        self.quarantine, self.failures = Quarantine(3, 1.0, bad_list), failures
+
+    def __call__(self, start):
+        self.quarantine.reload()
+        return map(self.batch_of, itertools.count(start))
+
+    def batch_of(self, index):
+        name = str(index % 3)
+        if index in self.failures:
+            self.quarantine.add(BadClip(name, "cannot be read just now"))
+        return ToySource().batch(index + 1000 * (name in self.quarantine.reasons))
+
+
+def test_what_was_found_bad_is_left_out_wherever_the_run_goes_on(tmp_path):
+    """A file that could not be read for once: the batches from there on depend on it."""
+
+    def run(folder, steps, failures=(), **changes):
+        source = Failing(tmp_path / folder / "bad_videos.jsonl", failures)
+        toy(tmp_path / folder, steps, source=source, **changes).fit()
+
+    run("straight", 6, failures=(1,))
+    run("first", 2, failures=(1,), remote="memory://run")
+    for name, place in (("resume_from", str(tmp_path / "first")), ("resume_from", "memory://run"),
+                        ("remote", "memory://run")):  # fmt: skip
+        shutil.rmtree(tmp_path / "second", ignore_errors=True)
+        run("second", 6, **{name: place})
+        equal_to(tmp_path / "straight", tmp_path / "second", 6)
+    (tmp_path / "first" / "bad_videos.jsonl").unlink()
+    run("first", 6)
+    assert rows(tmp_path / "first")[2:] != rows(tmp_path / "straight")[2:]
+
+
+def test_a_record_is_read_where_the_run_will_go_on(tmp_path):
+    def read(**options):
+        with record_to_read(tmp_path / "run", TrainerConfig(steps=9, **options), "items.json") as path:
+            return path.read_text() if path.exists() else None
+
+    elsewhere = {"remote": "flaky://run", "resume_from": "flaky://other/step-00000002"}
+    assert read() is None and read(**elsewhere) is None
+    for place, step in (("there", 4), ("other", 2), ("run", 3)):
+        checkpoint.save(tmp_path / place, step, {"model": {"w": np.zeros(3, np.float32)}}, {})
+        (tmp_path / place / "items.json").write_text(place)
+    for url, place, step in (("flaky://other", "other", 2), ("flaky://run", "there", 4)):
+        RemoteFolder(url, "train.remote").push(tmp_path / place / f"step-{step:08d}")
+        RemoteFolder(url, "train.remote").push_logs(tmp_path / place)
+    assert read() == read(resume_from=elsewhere["resume_from"]) == "run" and read(**elsewhere) == "there"
+    shutil.rmtree(tmp_path / "there")
+    Flaky.unreadable = "/run"
+    assert read(**elsewhere) == "run"
+    (tmp_path / "run" / "step-00000003").rename(tmp_path / "run" / "step-00000005")
+    Flaky.unreadable = None
+    assert read(**elsewhere) == "run"
+    shutil.rmtree(tmp_path / "run")
+    assert read(**elsewhere) == "there" and read(resume_from=elsewhere["resume_from"]) == "other"
+    assert read(resume_from=str(tmp_path / "other")) == "other"
+    Flaky.unreadable = "/run"
+    with pytest.raises(UserError, match="^train.remote=flaky://run: cannot be reached"):
+        read(**elsewhere)
+    Flaky.unreadable = "items.json"
+    with pytest.raises(UserError, match="^flaky://other/items.json: cannot be read .connection timed out.; try again"):
+        read(resume_from=elsewhere["resume_from"])
+    assert not (tmp_path / "run").exists()  # nothing is copied there
+
+
+def test_the_records_of_all_processes_are_copied(tmp_path):
+    files = {
+        "bad_videos.jsonl": b"0", "items.json": b"items",
+        "ranks/1/bad_videos.jsonl": b"1", "ranks/12/bad_videos.jsonl": b"12",
+    }  # fmt: skip
+    for name, data in files.items():
+        write_bytes(tmp_path / "here" / name, data)
+    (tmp_path / "here" / "ranks" / "2").mkdir()
+    (tmp_path / "here" / "ranks" / "1" / "metrics.jsonl").write_text("of that process alone")
+    remote = RemoteFolder("memory://run", "train.remote")
+    remote.push_logs(tmp_path / "here")
+    remote.fetch_logs(tmp_path / "back")
+    found = (path for path in (tmp_path / "back").rglob("*") if path.is_file())
+    assert {str(path.relative_to(tmp_path / "back")): path.read_bytes() for path in found} == files
+
+
+@pytest.mark.parametrize("kind", ["remote", "url", "path"])
+def test_nothing_of_a_refused_checkpoint_is_left_behind(tmp_path, kind):
+    toy(tmp_path / "run", 7, remote="memory://run").fit()
+    place = str(tmp_path / "run") if kind == "path" else "memory://run"
+    option = {"remote": place} if kind == "remote" else {"resume_from": place}
+    said = f"^{place}/step-00000007: cannot resume, the run differs: trainer.seed was 0 is 1; "
+    with pytest.raises(UserError, match=said):
+        toy(tmp_path / "other", 8, seed=1, **option).fit()
+    assert [path.name for path in (tmp_path / "other").rglob("*")] == [".lock"]
+
+
+def test_a_damaged_remote_checkpoint_keeps_out_none_of_the_later_copies(straight, tmp_path):
+    url, there = f"file://{tmp_path}/there", tmp_path / "there"
+    toy(tmp_path / "first", 10, remote=url, keep_last=1).fit()
+    with open(there / "step-00000010" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    toy(tmp_path / "second", 8, remote=url, keep_last=1).fit()
+    assert source(tmp_path / "second") == f"everything from remote: {url}, step 4"
+    assert RemoteFolder(url, "train.remote").steps() == [4, 8]
+    equal_to(straight, there, 8)
+    toy(tmp_path / "second", 10, remote=url, keep_last=1).fit()
+    assert RemoteFolder(url, "train.remote").steps() == [4, 10]
+    equal_to(straight, there)
 
 
 @pytest.mark.parametrize("kind", ["step", "run", "url", "step url"])
@@ -202,13 +340,52 @@ def test_a_resume_with_other_settings_is_refused_unless_they_are_named(straight,
 
 
 def test_settings_that_an_earlier_version_did_not_know_were_as_their_defaults(straight):
-    from mg.trainers import checkpoint
-
     saved = checkpoint.newest(straight)
     config, mark = toy_config(10), saved.state["fingerprint"]
     del saved.state["config"]["schedule"], saved.state["config"]["optimizer"]["eps"]
-    assert check_changes(saved, mark, toy_config(20, log_every=7, schedule=TrainerConfig(steps=1).schedule)) == []
+    same = toy_config(20, log_every=7, schedule=TrainerConfig(steps=1).schedule)
+    assert check_changes(saved, "there", mark, same) == []
     assert [name for name, _, _ in changes(saved, mark, config)] == ["trainer.schedule.warmup_steps"]
+
+
+@pytest.mark.parametrize(
+    "change, name, says",
+    [
+        ({"spike": SpikeConfig(action="skip")}, "spike.action", "was 'warn' is 'skip'"),
+        ({"loss_scale": LossScaleConfig(window=5)}, "loss_scale.window", "was 1000 is 5"),
+    ],
+)
+def test_what_the_guard_does_about_a_step_is_part_of_the_course(straight, change, name, says):
+    saved = checkpoint.newest(straight)
+    mark, config = saved.state["fingerprint"], toy_config(10, **change)
+    for known in (True, False):
+        if not known:
+            del saved.state["config"][name.partition(".")[0]]  # written before there was such a section
+            assert check_changes(saved, "there", mark, toy_config(10)) == []
+        with pytest.raises(UserError, match=f"^there: cannot resume, the run differs: trainer.{name} {says}; "):
+            check_changes(saved, "there", mark, config)
+    assert check_changes(saved, "there", mark, replace(config, allow_changes=(name,))) == [f"trainer.{name} {says}"]
+    free = toy_config(10, max_bad_steps=3, max_bad_fraction=0.5)
+    assert check_changes(saved, "there", mark, free) == []
+
+
+def test_a_new_number_of_steps_or_validations_is_told_where_the_learning_rate_depends_on_it(tmp_path):
+    plateau = PlateauConfig(factor=0.5, monitor="figure")
+    settings = dict(schedule=ScheduleConfig(name="cosine"), lr_reduce_on_plateau=plateau)
+    toy(tmp_path, 2, **settings).fit()
+    toy(tmp_path, 4, **{**settings, "validate_every": 1}).fit()
+    lines = [row["lines"] for row in rows(tmp_path, "events") if row["event"] == "source"]
+    assert lines[1][1:] == [
+        "unlike there: train.steps was 2 is 4: the learning rate goes on as the schedule has it for the new number",
+        "unlike there: train.validate_every was 2 is 1: the patience of lr_reduce_on_plateau counts validations, which "
+        "are now others",
+    ]
+    saved = checkpoint.newest(tmp_path)
+    assert free_changes(saved, toy_config(4, validate_every=1, **settings)) == []
+    assert free_changes(saved, toy_config(9, validate_every=3)) == []  # a constant rate without plateau
+    assert len(free_changes(saved, toy_config(9, schedule=ScheduleConfig(warmup_ratio=0.1)))) == 1
+    del saved.state["config"]
+    assert free_changes(saved, toy_config(9, validate_every=3, **settings)) == []
 
 
 def averaged(folder):
