@@ -40,20 +40,28 @@ class Quarantine:
         self._allowed = max(1, int(max_bad * total)) if max_bad else 0
         self._path = None if path is None else Path(path)
         self._torn = False
+        self._noted: list[dict[str, str]] = []
         self._lock = threading.Lock()
         self.reload()
 
     def reload(self) -> None:
         """Take in what the list on disk says: that of the run to go on with may have come there in the meantime.
 
+        What was noted here and is not in it is written there once more.
+
         Raises:
             UserError: it cannot be read.
         """
         with self._lock:
-            if self._path is not None and self._path.exists():
-                self._load()
+            if self._path is None or not self._path.exists():
+                return
+            there = self._load()
+            for entry in self._noted:
+                if entry not in there:
+                    self._append(entry)
 
-    def _load(self) -> None:
+    def _load(self) -> list[dict[str, str]]:
+        there = []
         known = len(self.reasons)
         try:
             text = self._path.read_text("utf-8")
@@ -67,12 +75,14 @@ class Quarantine:
                 self.reasons[entry["path"]] = entry["reason"]
                 if "name" in entry:
                     self.names.add(entry["name"])
+                there.append(entry)
             except (ValueError, KeyError, TypeError):
                 if line:
                     get_logger().warning("%s: passed over a damaged line", self._path)
         if len(self.reasons) > known:
             get_logger().info("%d files that %s names are left out; delete it to try them again", len(self.reasons),
                               self._path)  # fmt: skip
+        return there
 
     def check(self, path: object) -> None:
         """Raise BadClip if the file is known to be bad, so that it is not decoded again on every pass."""
@@ -126,7 +136,8 @@ class Quarantine:
                 self.names.add(name)
             if (new or unnamed) and self._path is not None:
                 named = {} if name is None else {"name": name}
-                self._append({"path": error.path, **named, "reason": error.reason})
+                self._noted.append({"path": error.path, **named, "reason": error.reason})
+                self._append(self._noted[-1])
         return new
 
     def _append(self, entry: dict[str, str]) -> None:

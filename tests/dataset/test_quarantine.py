@@ -63,6 +63,10 @@ def test_a_list_that_comes_later_is_taken_in(tmp_path):
     (tmp_path / "other.jsonl").replace(path)
     first.reload()
     assert first.reasons == {"own.mp4": "missing", "latents/a.npz": "damaged"} and first.names == {"a.mp4"}
+    kept = path.read_text()
+    first.reload()
+    assert path.read_text() == kept and len(kept.splitlines()) == 2  # what was noted before stands there again, once
+    assert Quarantine(10, 1.0, path).reasons == first.reasons
     assert Quarantine(10, 1.0).reload() is None
 
 
