@@ -121,7 +121,9 @@ class LossScale:
         self.passed_steps = 0
 
     def passed(self) -> None:
-        """Take note of a step without overflow."""
+        """Take note of a step without overflow; a scale that is off counts none."""
+        if not self._config.init:
+            return
         self.passed_steps += 1
         if self.passed_steps >= self._config.window:
             self.value = min(self.value * self._config.factor, max(SCALE_LIMIT, self.value))

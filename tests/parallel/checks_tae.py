@@ -1,29 +1,41 @@
 """The autoencoder on two processes whose rows have different numbers of valid frames, against one process."""
 
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 from mindspore import ParameterTuple, Tensor
 
 from mg import device
 from mg.config.parallel import ParallelConfig
-from mg.config.trainer import OptimizerConfig
+from mg.config.trainer import OptimizerConfig, TrainerConfig
 from mg.dataset.clips import latent_mask
+from mg.dataset.manifest import scan_folder
+from mg.dataset.video_writer import write_video
 from mg.models.tae import PRESETS, TemporalAutoencoder
 from mg.models.tae.loss import TaeLoss
 from mg.parallel.mesh import Mesh
+from mg.pipelines import tae_watch
+from mg.trainers.loop import Trainer
 from mg.trainers.step import Stepper
 
 SMALL = dict(PRESETS["tiny"], ch=8, ch_mult=[1, 1, 2, 2], norm_groups=4, z_channels=4)
+SMALLER = dict(
+    SMALL, ch_mult=[1, 2], num_res_blocks=1, temporal_downsample_level=[0], temporal_upsample_level=[1]
+)
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-4, clip_grad_norm=0.5)
 
 
-def batch():
+def batch(config=SMALL, frames=9, side=16):
     rng = np.random.default_rng(2)
-    network = TemporalAutoencoder(SMALL)
-    shape = (2, 4, *network.latent_size(9, 16, 16))
-    mask = np.ones((2, 9), np.float32)
+    network = TemporalAutoencoder(config)
+    shape = (2, 4, *network.latent_size(frames, side, side))
+    mask = np.ones((2, frames), np.float32)
     mask[1, 4:] = 0
     return {
-        "video": rng.uniform(-1, 1, (2, 3, 9, 16, 16)).astype(np.float32),
+        "video": rng.uniform(-1, 1, (2, 3, frames, side, side)).astype(np.float32),
         "mask": mask,
         "latent_mask": latent_mask(mask, network.time_compress),
         "noise": rng.standard_normal(shape).astype(np.float32),
@@ -60,7 +72,61 @@ def check(rank: int, degrees: dict[str, int]) -> None:
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
 
 
+class Source:
+    def batch(self, index):
+        return batch(SMALLER, 5, 8)
+
+
+def validated(folder, mesh, clips):
+    """Train a step and validate; returns the lengths of the clips that were measured."""
+    network = TemporalAutoencoder(SMALLER, seed=4)
+    if mesh:
+        mesh.apply(network)
+    counted, plain = [], tae_watch.reconstruct_frames
+
+    def reconstruct(network, frames):
+        counted.extend(len(clip) for clip in frames)
+        return plain(network, frames)
+
+    config = TrainerConfig(steps=1, optimizer=OPTIMIZER, ema_decay=0.9, validate_every=1)
+    tae_watch.reconstruct_frames = reconstruct
+    try:
+        Trainer(
+            network=network, loss=TaeLoss(network), batches=Source(), config=config, output_path=folder, mesh=mesh,
+            validate=tae_watch.validator(network, clips, 12, 5),
+        ).fit()
+    finally:
+        tae_watch.reconstruct_frames = plain
+    return counted
+
+
+def check_validation(rank: int) -> None:
+    """Both processes measure all clips, each of them once, and find what one process finds."""
+    device.setup("CPU", "pynative")
+    folder = Path(os.environ["MG_TEST_FOLDER"]) / "tae"
+    frames = np.random.default_rng(6).integers(0, 256, (5, 12, 12, 3), np.uint8)
+    for length in (5, 3, 1):
+        write_video(folder / f"clips-{rank}" / f"{length}.mp4", frames[:length], Fraction(25))
+    clips = scan_folder(folder / f"clips-{rank}")
+    mesh = Mesh(ParallelConfig(data=1, zero=2, zero_stage=2), rank, 2)
+    counted = validated(folder / "two", mesh, clips)
+    assert sorted(counted) == [1, 3, 5]
+    mesh.total(0.0)  # the other one has written its log
+    if rank == 0:
+        assert validated(folder / "one", None, clips) == counted
+        wanted = json.loads((folder / "one" / "validation.jsonl").read_text())
+        assert wanted.keys() == {"step", "val_psnr", "val_ssim"}
+        for place in ("", "ranks/1"):
+            found = json.loads((folder / "two" / place / "validation.jsonl").read_text())
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=f"{place} {name}")
+
+
 def of(world: int):
     if world != 2:
         return {}
-    return {"autoencoder with zero 2": lambda rank: check(rank, {"data": 1, "zero": 2, "zero_stage": 2})}
+    return {
+        "autoencoder with zero 2": lambda rank: check(rank, {"data": 1, "zero": 2, "zero_stage": 2}),
+        "validation of the autoencoder": check_validation,
+    }

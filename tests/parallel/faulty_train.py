@@ -5,6 +5,7 @@ FAULTS is JSON; the process they happen to is the second one:
     bad: number of the batch whose second row, which is its own, is not finite.
     kill: number of the batch at which it is killed, as by the system when memory runs out.
     calm: number of the batch from which on every process waits a little for each.
+Every process prints the names of the videos that a validation has counted.
 """
 
 import json
@@ -12,6 +13,7 @@ import os
 import runpy
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import mindspore  # noqa: F401 - must be loaded before decord
@@ -19,6 +21,7 @@ import numpy as np
 
 from mg.config import cli
 from mg.dataset.generation import GenerationSource
+from mg.pipelines.train_watch import FlowValidator
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 PAUSE = 0.2
@@ -43,12 +46,34 @@ def faulty(plain, faults):
     return batch
 
 
+def counted(plain, tell):
+    """Return the method `__call__` of a validator that tells the step and the names of the videos it measured."""
+
+    def call(self, step):
+        names, batches = [], self._batches
+
+        def watched():
+            for batch in batches():
+                names.extend(batch["names"])
+                yield batch
+
+        self._batches = watched
+        try:
+            return plain(self, step)
+        finally:
+            self._batches = batches
+            tell(f"validated at {step}: {' '.join(sorted(names))}")
+
+    return call
+
+
 def main(argv):
     faults = json.loads(argv[0])
     if os.environ.get("RANK_ID") == "1":
         time.sleep(faults.get("slow", 0))
     print(f"began at {time.time()}", flush=True)
     GenerationSource.batch = faulty(GenerationSource.batch, faults)
+    FlowValidator.__call__ = counted(FlowValidator.__call__, partial(print, flush=True))
     return runpy.run_path(str(SCRIPT))["main"](argv[1:])
 
 

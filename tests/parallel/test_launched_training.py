@@ -19,6 +19,7 @@ from mg.config import cli
 from mg.config.train import TrainConfig
 from mg.dataset.generation import GenerationSource
 from mg.pipelines.train import train
+from mg.pipelines.train_watch import FlowValidator
 from mg.trainers.checkpoint import newest
 from tests import tiny_training
 
@@ -29,6 +30,7 @@ SLOW = 8.0
 STEPS, BAD_STEP = 5, 3
 """Steps compared with those of one process, and the one whose second micro-batch is not finite on the second process;
 the processes go on until they are stopped."""
+VALIDATE_EVERY = 2
 BATCHES = 2 * STEPS
 FAULTS = {"bad": 2 * BAD_STEP - 1, "calm": BATCHES}
 
@@ -44,7 +46,9 @@ def options(folder, output, mode, *more):
     return [
         *tiny_training.options(folder), "--mode", mode, "--output_path", str(output), "--workers", "0",
         "--data.batch_size", "4", "--train.accumulation", "2", "--loss.token_drop", "0.5", "--train.optimizer.lr",
-        "1e-2", "--train.optimizer.eps", "1e-4", "--train.optimizer.clip_grad_norm", "0.2", *map(str, more),
+        "1e-2", "--train.optimizer.eps", "1e-4", "--train.optimizer.clip_grad_norm", "0.2", "--valid.csv_path",
+        f"{folder}/list.csv", "--valid.sampling_steps", "2", "--train.validate_every", str(VALIDATE_EVERY),
+        *map(str, more),
     ]  # fmt: skip
 
 
@@ -81,14 +85,16 @@ class Launched:
 
 @pytest.fixture(scope="module")
 def runs(root, folder, tmp_path_factory):
-    """The run of one process, and that of two until it was stopped: folders, launcher, times of signal and end."""
+    """The run of one process, and that of two until it was stopped: folders, launcher, times of signal and end, and
+    what the validations of the one have counted."""
     place = tmp_path_factory.mktemp("runs")
-    one, two = place / "one", place / "two"
+    one, two, told = place / "one", place / "two", []
     started = Launched(root, place / "logs", {**FAULTS, "slow": SLOW}, options(folder, two, "graph",
                        "--train.steps", 10000, "--train.save_every", 10000))  # fmt: skip
     try:
         with pytest.MonkeyPatch.context() as patch:  # meanwhile, here
             patch.setattr(GenerationSource, "batch", faulty_train.faulty(GenerationSource.batch, FAULTS))
+            patch.setattr(FlowValidator, "__call__", faulty_train.counted(FlowValidator.__call__, told.append))
             train(cli.parse(TrainConfig, options(folder, one, "pynative", "--train.steps", STEPS)))
         while len(rows(two)) <= STEPS and started.process.poll() is None:
             time.sleep(0.1)
@@ -98,7 +104,7 @@ def runs(root, folder, tmp_path_factory):
     finally:
         started.process.kill()
     assert code == 0, started.err + started.log(1)[-2000:]
-    return one, two, started, (sent, end)
+    return one, two, started, (sent, end), told
 
 
 def rows(output, name="metrics"):
@@ -118,6 +124,23 @@ def test_two_processes_log_the_losses_of_one(runs):
 
 
 @pytest.mark.slow
+def test_the_validation_of_two_processes_is_that_of_one(runs):
+    """It is not divided: every process measures all videos, each of them once, in batches of four and of two."""
+    one, two, started, _, told = runs
+    steps = list(range(VALIDATE_EVERY, STEPS + 1, VALIDATE_EVERY))
+    wanted = rows(one, "validation")[: len(steps)]
+    for rank, output in enumerate((two, two / "ranks" / "1")):
+        found = rows(output, "validation")[: len(steps)]
+        for expected, figures in zip(wanted, found, strict=True):
+            assert list(figures) == ["step", "val_loss", "val_loss_500", "val_loss_1000"]
+            assert figures == pytest.approx(expected, rel=0, abs=1e-5)
+        counted = [line for line in started.log(rank).splitlines() if line.startswith("validated at")]
+        assert counted[: len(steps)] == told[: len(steps)]
+    assert [row["step"] for row in wanted] == steps and wanted[0]["val_loss"] != wanted[1]["val_loss"]
+    assert told[: len(steps)] == [f"validated at {step}: a.mp4 b.mp4 c.mp4 d.mp4 e.mp4 f.mp4" for step in steps]
+
+
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(runs):
     one, two, *_ = runs
     for output in (one, two, two / "ranks" / "1"):
@@ -126,7 +149,7 @@ def test_a_step_that_is_not_finite_on_one_is_skipped_by_all(runs):
 
 @pytest.mark.slow
 def test_all_wait_for_one_that_is_late(runs):
-    _, two, started, _ = runs
+    _, two, started, *_ = runs
     late = started.said(1, "began at") - started.said(0, "began at")
     assert late > SLOW / 2
     starts = [rows(output, "events")[0]["time"] for output in (two, two / "ranks" / "1")]
@@ -136,7 +159,7 @@ def test_all_wait_for_one_that_is_late(runs):
 
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_and_ends(runs):
-    _, two, _, (sent, end) = runs
+    _, two, _, (sent, end), _ = runs
     stops = [rows(output, "events")[-1] for output in (two, two / "ranks" / "1")]
     saved = max(stop["time"] for stop in stops) - sent
     print(f"SIGTERM to the launcher: saved after {saved:.1f} s, ended after {end - sent:.1f} s")

@@ -93,16 +93,18 @@ class Latents:
         }  # fmt: skip
 
 
-def trainer(model, output, seed=0, bad=None, **changes):
-    """Return the trainer of "tae" or "transformer", seeded in network and data; micro-batch `bad` has a NaN."""
+def parts(model, seed=0, bad=None, dtype="fp32"):
+    """Return network, loss and data of "tae" or "transformer"; micro-batch `bad` has a NaN."""
     if model == "tae":
-        network = TemporalAutoencoder(TAE, seed=seed)
-        source = Videos(seed, bad)
-        loss = TaeLoss(network, "l1", kl_weight=1e-4, outlier_weight=1.0)
-    else:
-        network = LlamaModel(TRANSFORMER, seed=seed)
-        source = Latents(seed, bad)
-        loss = FlowLoss(network)
+        network = TemporalAutoencoder(TAE, seed=seed, dtype=dtype)
+        return network, TaeLoss(network, "l1", kl_weight=1e-4, outlier_weight=1.0), Videos(seed, bad)
+    network = LlamaModel(TRANSFORMER, seed=seed, dtype=dtype)
+    return network, FlowLoss(network), Latents(seed, bad)
+
+
+def trainer(model, output, seed=0, bad=None, dtype="fp32", **changes):
+    """Return the trainer of "tae" or "transformer", seeded in network and data; micro-batch `bad` has a NaN."""
+    network, loss, source = parts(model, seed, bad, dtype)
     return Trainer(network=network, loss=loss, batches=source, output_path=output, config=train_config(**changes))
 
 

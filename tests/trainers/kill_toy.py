@@ -81,13 +81,13 @@ def train(output, place):
     toy_trainer(output, STEPS, source, validate=validate, hook=deadly_hook(place), **SETTINGS).fit()
 
 
-def forked(output, place):
-    """Train in a process of its own; return its wait status."""
+def forked(work, *args):
+    """Call `work` in a process of its own; return its wait status."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            train(output, place)
+            work(*args)
             code = 0
         finally:
             os._exit(code)
@@ -98,10 +98,10 @@ def main(output, *places):
     root, found = Path(output), []
     if places[:1] == ("once",):  # in this process, for a supervisor
         return train(root, *places[1:])
-    assert forked(root / "straight", None) == 0
+    assert forked(train, root / "straight", None) == 0
     for place in places:
         before = checkpoint.newest(root / "killed")
-        status = forked(root / "killed", place)
+        status = forked(train, root / "killed", place)
         newest = checkpoint.newest(root / "killed")
         found.append({
             "place": place,
@@ -110,7 +110,7 @@ def main(output, *places):
             "to": newest.step if newest else 0,
             "left": sorted(path.name for path in (root / "killed").glob("step-*")),
         })
-    assert forked(root / "killed", None) == 0
+    assert forked(train, root / "killed", None) == 0
     print(json.dumps(found))
 
 

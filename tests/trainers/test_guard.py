@@ -103,6 +103,15 @@ def test_the_guards_state_is_json_and_goes_on_to_the_same_judgements():
     assert one.state() == other.state() and one.overflows > 3
 
 
+def test_a_guard_without_loss_scale_goes_on_to_the_same_state():
+    one, other = Guard(GuardConfig()), Guard(GuardConfig())
+    one.judge(figures(1.0))
+    other.restore(one.state())
+    for made in (one, other):
+        made.judge(figures(2.0))
+    assert one.state() == other.state() and one.state()["steps"] == 2
+
+
 def test_the_loss_scale_falls_on_overflow_and_rises_after_a_window():
     scale = LossScale(LossScaleConfig(init=8, factor=2, window=3))
     seen = []
