@@ -12,3 +12,16 @@ def graph_mode():
 
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device("CPU")
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """An uninterrupted run of the toy of 10 steps, all checkpoints kept; not to be written to."""
+    from sources_toy import toy
+
+    import mg.device
+
+    mg.device.setup("CPU", "pynative")
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    toy(folder, 10, keep_last=0).fit()
+    return folder

@@ -1,9 +1,7 @@
 """Where a run begins: own checkpoints, remote copies, another run's checkpoint or weights."""
 
 import itertools
-import json
 import shutil
-from dataclasses import replace
 
 import mindspore as ms
 import numpy as np
@@ -11,21 +9,18 @@ import pytest
 import remote_drivers
 import trainer_toy
 from remote_drivers import DriverError, Flaky
-from trainer_toy import ToyLoss, ToyNet, ToySource, toy_config, toy_trainer
+from sources_toy import rows, toy
+from trainer_toy import ToyLoss, ToyNet, ToySource, toy_config
 
 import mg.device
-from mg.config.guard import LossScaleConfig, SpikeConfig
-from mg.config.trainer import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainerConfig
+from mg.config.trainer import TrainerConfig
 from mg.dataset.quarantine import Quarantine
 from mg.errors import BadClip, UserError
 from mg.files import write_bytes
 from mg.trainers import Trainer, checkpoint, mirror
 from mg.trainers.remote import RemoteFolder
-from mg.trainers.sources import changes, check_changes, free_changes, record_to_read
+from mg.trainers.sources import record_to_read
 from mg.weights import read_weights
-
-TIMES = ("step_time", "samples_per_s", "data_wait")
-SETTINGS = dict(keep_best=1, monitor="figure", validate_every=2, save_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +28,6 @@ def drivers(monkeypatch, graph_mode):
     mg.device.setup("CPU", "pynative")  # spares a compilation per run; what is tested knows nothing of the mode
     remote_drivers.register()
     monkeypatch.setattr(mirror.Mirror.__init__, "__kwdefaults__", {"attempts": 3, "pause": 0.001})
-
-
-def toy(output, steps, **changes):
-    validate = lambda step: {"figure": (step - 4.0) ** 2}  # noqa: E731
-    return toy_trainer(output, steps, changes.pop("source", None), validate=validate, **{**SETTINGS, **changes})
-
-
-def rows(output, name="metrics"):
-    lines = [json.loads(line) for line in (output / f"{name}.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def tensors(folder):
@@ -56,15 +41,6 @@ def names(output):
 def source(output):
     found = [row for row in rows(output, "events") if row["event"] == "source"]
     return found[-1]["lines"][0]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """An uninterrupted run of 10 steps, all checkpoints kept."""
-    mg.device.setup("CPU", "pynative")
-    folder = tmp_path_factory.mktemp("runs") / "straight"
-    toy(folder, 10, keep_last=0).fit()
-    return folder
 
 
 def equal_to(straight, output, step=10):
@@ -317,75 +293,6 @@ def test_going_back_drops_the_logs_beyond(straight, tmp_path):
     assert [row["step"] for row in rows(run, "validation")] == [2, 4, 6]
     toy(run, 10).fit()
     equal_to(straight, run)
-
-
-def test_a_resume_with_other_settings_is_refused_unless_they_are_named(straight, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(straight, run)
-    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.05, clip_grad_norm=0.5)
-    other = dict(optimizer=optimizer, fingerprint={"data": {"size": [4, 4], "list": "x" * 200}})
-    with pytest.raises(UserError) as caught:
-        toy(run, 12, **other).fit()
-    said = str(caught.value)
-    assert said.startswith(f"{run}/step-00000010: cannot resume, the run differs: data.list was None is 'xxx")
-    assert "(202 characters), data.size was None is [4, 4], trainer.optimizer.lr was 0.03 is 0.001; " in said
-    assert said.endswith("or name in train.allow_changes what may differ")
-    with pytest.raises(UserError, match="the run differs: trainer.optimizer.lr was 0.03 is 0.001; choose"):
-        toy(run, 12, allow_changes=("data", "optimizer.l"), **other).fit()
-    toy(run, 12, allow_changes=("data", "train.optimizer.lr"), **other).fit()
-    assert rows(run)[-1]["step"] == 12 and rows(run)[-1]["lr"] == 1e-3
-    lines = [row for row in rows(run, "events") if row["event"] == "source"][-1]["lines"]
-    assert lines[-1] == "unlike there, as train.allow_changes admits: trainer.optimizer.lr was 0.03 is 0.001"
-    assert len(lines) == 4
-
-
-def test_settings_that_an_earlier_version_did_not_know_were_as_their_defaults(straight):
-    saved = checkpoint.newest(straight)
-    config, mark = toy_config(10), saved.state["fingerprint"]
-    del saved.state["config"]["schedule"], saved.state["config"]["optimizer"]["eps"]
-    same = toy_config(20, log_every=7, schedule=TrainerConfig(steps=1).schedule)
-    assert check_changes(saved, "there", mark, same) == []
-    assert [name for name, _, _ in changes(saved, mark, config)] == ["trainer.schedule.warmup_steps"]
-
-
-@pytest.mark.parametrize(
-    "change, name, says",
-    [
-        ({"spike": SpikeConfig(action="skip")}, "spike.action", "was 'warn' is 'skip'"),
-        ({"loss_scale": LossScaleConfig(window=5)}, "loss_scale.window", "was 1000 is 5"),
-    ],
-)
-def test_what_the_guard_does_about_a_step_is_part_of_the_course(straight, change, name, says):
-    saved = checkpoint.newest(straight)
-    mark, config = saved.state["fingerprint"], toy_config(10, **change)
-    for known in (True, False):
-        if not known:
-            del saved.state["config"][name.partition(".")[0]]  # written before there was such a section
-            assert check_changes(saved, "there", mark, toy_config(10)) == []
-        with pytest.raises(UserError, match=f"^there: cannot resume, the run differs: trainer.{name} {says}; "):
-            check_changes(saved, "there", mark, config)
-    assert check_changes(saved, "there", mark, replace(config, allow_changes=(name,))) == [f"trainer.{name} {says}"]
-    free = toy_config(10, max_bad_steps=3, max_bad_fraction=0.5)
-    assert check_changes(saved, "there", mark, free) == []
-
-
-def test_a_new_number_of_steps_or_validations_is_told_where_the_learning_rate_depends_on_it(tmp_path):
-    plateau = PlateauConfig(factor=0.5, monitor="figure")
-    settings = dict(schedule=ScheduleConfig(name="cosine"), lr_reduce_on_plateau=plateau)
-    toy(tmp_path, 2, **settings).fit()
-    toy(tmp_path, 4, **{**settings, "validate_every": 1}).fit()
-    lines = [row["lines"] for row in rows(tmp_path, "events") if row["event"] == "source"]
-    assert lines[1][1:] == [
-        "unlike there: train.steps was 2 is 4: the learning rate goes on as the schedule has it for the new number",
-        "unlike there: train.validate_every was 2 is 1: the patience of lr_reduce_on_plateau counts validations, which "
-        "are now others",
-    ]
-    saved = checkpoint.newest(tmp_path)
-    assert free_changes(saved, toy_config(4, validate_every=1, **settings)) == []
-    assert free_changes(saved, toy_config(9, validate_every=3)) == []  # a constant rate without plateau
-    assert len(free_changes(saved, toy_config(9, schedule=ScheduleConfig(warmup_ratio=0.1)))) == 1
-    del saved.state["config"]
-    assert free_changes(saved, toy_config(9, validate_every=3, **settings)) == []
 
 
 def averaged(folder):
