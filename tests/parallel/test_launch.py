@@ -22,8 +22,9 @@ DRIVER = """
 import json, os, signal, sys
 from mg.config.launch import LaunchConfig
 from mg.parallel.launch import launch
-# Tests that run under nohup would pass on that the signal is ignored.
+# Tests that run under nohup or in a script's background would pass on that these are ignored.
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "TEST_NOHUP" in os.environ else signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 config = LaunchConfig(**json.loads(sys.argv[1]))
 sys.exit(launch(config, sys.argv[2:], scheduler=[sys.executable, "-c", "import time; time.sleep(600)"]))
 """
