@@ -119,8 +119,8 @@ def _leave(ended: Sequence[int]) -> None:
 
     Exit functions are called in the reverse order of their registration, and this one was registered before those of
     MindSpore and whatever else `main` has imported: their work is done by now. What is skipped are the interpreter's
-    last garbage collection and the destructors of the libraries, which take half a second after MindSpore was loaded
-    and now and then end in a segmentation fault, which made a failure of a run that had written all it was to write.
+    last garbage collection and the destructors of the libraries: a segmentation fault there would make a failure of a
+    run that has written all it was to write.
     """
     if not ended:
         return

@@ -1,6 +1,6 @@
 """Assemble data, network, objective and validation of one training run of the temporal autoencoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -128,16 +128,6 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         log_lists(source, start)
         return Prefetcher(clips, start, config.prefetch, config.workers, partial(log_lists, source))
 
-    validate = None
-    valid = config.valid
-    if valid.csv_path is not None:
-        folder = valid.video_folder or config.video_folder or Path(valid.csv_path).parent
-        listed = read_manifest(valid.csv_path, folder)
-        videos = ComparisonVideos(
-            records / VIDEOS, valid.videos, valid.videos_every, config.train.steps
-        )
-        lpips = lpips_for(config.loss, (0.0, VALUE_RANGE))
-        validate = validator(network, listed, valid.image_size, valid.num_frames, videos, lpips)
     trainer = Trainer(
         network=network,
         loss=objective.loss,
@@ -146,7 +136,7 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
         batches=batches,
         config=config.train,
         output_path=config.output_path,
-        validate=validate,
+        validate=_validation(config, network, records),
         fingerprint={
             "model": asdict(network.config),
             **objective.fingerprint,
@@ -159,3 +149,16 @@ def train_tae(config: TaeTrainConfig) -> dict[str, object]:
     figures = trainer.fit()
     trainer.export(Path(config.output_path) / FINAL_WEIGHTS, metadata_of(network.config), config.export_dtype)
     return {**figures, "steps": config.train.steps}
+
+
+def _validation(
+    config: TaeTrainConfig, network: TemporalAutoencoder, records: Path
+) -> Callable[[int], dict[str, float]] | None:
+    """Return what measures the network on the held-out clips, None without a list of them."""
+    valid = config.valid
+    if valid.csv_path is None:
+        return None
+    listed = read_manifest(valid.csv_path, valid.video_folder or config.video_folder or Path(valid.csv_path).parent)
+    videos = ComparisonVideos(records / VIDEOS, valid.videos, valid.videos_every, config.train.steps)
+    lpips = lpips_for(config.loss, (0.0, VALUE_RANGE))
+    return validator(network, listed, valid.image_size, valid.num_frames, videos, lpips)
